@@ -1,0 +1,53 @@
+"""Tensor shapes: the letters, and the one check that reports a mismatch.
+
+B batch, F frames, C channels, H height, W width (of the latents unless said otherwise), L tokens,
+D width of a token. Video tensors are (B, F, C, H, W), frames before channels.
+"""
+
+from torch import Tensor
+
+from cil.errors import DataError
+
+__all__ = ["append_dims", "check_shape"]
+
+
+def append_dims(values: Tensor, ndim: int) -> Tensor:
+    """Append dimensions of size one until ``values`` has ``ndim``, so that (B,) meets (B, F, C, H, W).
+
+    Args:
+        values: any shape with at most ``ndim`` dimensions.
+        ndim: number of dimensions wanted.
+
+    Returns:
+        A view of ``values`` with ``ndim`` dimensions.
+
+    Raises:
+        DataError: ``values`` has more than ``ndim`` dimensions.
+    """
+    missing = ndim - values.ndim
+    if missing < 0:
+        raise DataError(f"expected at most {ndim} dimensions, got shape {tuple(values.shape)}")
+    return values.reshape(*values.shape, *([1] * missing))
+
+
+def check_shape(name: str, tensor: Tensor, letters: str, **sizes: int) -> None:
+    """Check that a tensor has one dimension for each letter, and the sizes that are known.
+
+    Args:
+        name: what the tensor is called where the user gave it.
+        tensor: the tensor to check.
+        letters: expected dimensions separated by spaces, for example ``"B F C H W"``.
+        **sizes: known sizes by letter.
+
+    Raises:
+        DataError: the number of dimensions or a known size differs.
+    """
+    names = letters.split()
+    if tensor.ndim != len(names):
+        raise DataError(f"{name} must have the shape ({letters}), got {tuple(tensor.shape)}")
+    for letter, got in zip(names, tensor.shape, strict=True):
+        want = sizes.get(letter, got)
+        if got != want:
+            raise DataError(
+                f"{name} must have {letter} = {want} in ({letters}), got {tuple(tensor.shape)}"
+            )

@@ -185,7 +185,7 @@ class ImageToVideoModel(Protocol):
 
     @property
     def config(self) -> Any:
-        """Frozen dataclass of all settings, with ``num_frames``, ``height``, ``width`` and ``fps``."""
+        """Frozen dataclass of all settings; ``num_frames``, ``height``, ``width``, ``fps`` too."""
         ...
 
     @property

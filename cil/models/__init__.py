@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from cil.errors import ConfigError, DataError
+from cil.errors import ConfigError
 from cil.models.base import (
     Condition,
     EdmSchedule,
@@ -21,7 +21,7 @@ from cil.models.base import (
     ImageToVideoModel,
     Posterior,
 )
-from cil.models.storage import read_json
+from cil.models.first_stage import load_first_stage
 
 __all__ = [
     "Condition",
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 _FAMILIES = {"tiny": "cil.models.tiny"}
-_FIRST_STAGES = {"patch_pca": ("cil.models.patch_pca", "PatchPCA")}
 
 
 def families() -> tuple[str, ...]:
@@ -75,27 +74,6 @@ def load(family: str, path: str | Path) -> ImageToVideoModel:
         DataError: no such folder, another family's, or a damaged one.
     """
     return cast(ImageToVideoModel, _module(family).load(Path(path)))
-
-
-def load_first_stage(path: str | Path) -> FirstStage:
-    """Read a first-stage folder of any kind.
-
-    Args:
-        path: a folder that ``FirstStage.save`` wrote, such as ``MODEL/first_stage``.
-
-    Returns:
-        The first stage.
-
-    Raises:
-        DataError: no such folder, unknown kind, or a damaged one.
-    """
-    kind = read_json(Path(path) / "first_stage.json").get("kind")
-    if kind not in _FIRST_STAGES:
-        known = ", ".join(sorted(_FIRST_STAGES))
-        raise DataError(f"{path} holds an unknown kind of first stage, {kind!r}; known: {known}")
-    module, name = _FIRST_STAGES[kind]
-    first_stage = getattr(importlib.import_module(module), name)
-    return cast(FirstStage, first_stage.load(Path(path)))
 
 
 def _module(family: str) -> ModuleType:

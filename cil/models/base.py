@@ -153,9 +153,9 @@ class EdmSchedule:
     """Mean of ln sigma in training. 1.0 makes the network work where a frame hides the motion."""
     p_std: float
     """Standard deviation of ln sigma in training, > 0."""
-    sigma_min: float = 0.02
+    sigma_min: float
     """Smallest sigma of sampling, > 0, in units of scaled latents."""
-    sigma_max: float = 100.0
+    sigma_max: float
     """Largest sigma of sampling, > sigma_min; start of a sample from pure noise."""
     sigma_data: float = 1.0
     """Standard deviation of the scaled clean latents, > 0."""

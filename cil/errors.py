@@ -1,9 +1,9 @@
 """The error tree. Every error says what is wrong, what was given and what to do.
 
-    CilError
-    |-- ConfigError      a setting or an argument cannot be right; nothing was started   (ValueError)
-    |-- DataError        data does not fit: shapes, non-finite values, a broken file     (ValueError)
-    `-- StageError       a stage could not do all it was asked to do                     (RuntimeError)
+CilError
+|-- ConfigError      a setting or an argument cannot be right; nothing was started   (ValueError)
+|-- DataError        data does not fit: shapes, non-finite values, a broken file     (ValueError)
+`-- StageError       a stage could not do all it was asked to do                     (RuntimeError)
 """
 
 __all__ = ["CilError", "ConfigError", "DataError", "StageError"]

@@ -4,15 +4,16 @@ B batch, F frames, C channels, H height, W width (of the latents unless said oth
 D width of a token. Video tensors are (B, F, C, H, W), frames before channels.
 """
 
+import torch
 from torch import Tensor
 
 from cil.errors import DataError
 
-__all__ = ["append_dims", "check_shape"]
+__all__ = ["append_dims", "broadcast", "check_shape"]
 
 
 def append_dims(values: Tensor, ndim: int) -> Tensor:
-    """Append dimensions of size one until ``values`` has ``ndim``, so that (B,) meets (B, F, C, H, W).
+    """Append dimensions of size one until ``values`` has ``ndim``: (B,) meets (B, F, C, H, W).
 
     Args:
         values: any shape with at most ``ndim`` dimensions.
@@ -28,6 +29,12 @@ def append_dims(values: Tensor, ndim: int) -> Tensor:
     if missing < 0:
         raise DataError(f"expected at most {ndim} dimensions, got shape {tuple(values.shape)}")
     return values.reshape(*values.shape, *([1] * missing))
+
+
+def broadcast(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Expand two tensors to their common shape."""
+    expanded: tuple[Tensor, Tensor] = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]
+    return expanded
 
 
 def check_shape(name: str, tensor: Tensor, letters: str, **sizes: int) -> None:

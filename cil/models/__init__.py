@@ -16,7 +16,6 @@ from typing import Any, cast
 from cil.errors import ConfigError
 from cil.models.base import (
     Condition,
-    EdmSchedule,
     FirstStage,
     ImageToVideoModel,
     Posterior,
@@ -25,7 +24,6 @@ from cil.models.first_stage import load_first_stage
 
 __all__ = [
     "Condition",
-    "EdmSchedule",
     "FirstStage",
     "ImageToVideoModel",
     "Posterior",

@@ -2,7 +2,6 @@
 
     FirstStage          frames (F, H, W, 3) uint8  <->  latents (F, C, h, w), unscaled
     Condition           all that the network is told besides the noisy latents
-    EdmSchedule         the noise levels a model was trained on and is sampled from
     ImageToVideoModel   a network, its first stage and its settings: ``model.denoise(...)``
 
 Letters as in ``cil.shapes``; h and w are latents, H and W pixels. A model folder holds
@@ -20,12 +19,13 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from cil.errors import ConfigError
+from cil.losses import Network
+from cil.noise_schedule import EDMSchedule
+from cil.parameterization import Parameterization
 
 __all__ = [
     "FORMAT_VERSION",
     "Condition",
-    "EdmSchedule",
     "FirstStage",
     "ImageToVideoModel",
     "Posterior",
@@ -145,33 +145,6 @@ class Condition:
         return torch.stack([self.fps, self.motion_bucket_id, self.sigma_cond], dim=1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EdmSchedule:
-    """Noise levels of an EDM model: in training ln sigma ~ N(p_mean, p_std^2)."""
-
-    p_mean: float
-    """Mean of ln sigma in training. 1.0 makes the network work where a frame hides the motion."""
-    p_std: float
-    """Standard deviation of ln sigma in training, > 0."""
-    sigma_min: float
-    """Smallest sigma of sampling, > 0, in units of scaled latents."""
-    sigma_max: float
-    """Largest sigma of sampling, > sigma_min; start of a sample from pure noise."""
-    sigma_data: float = 1.0
-    """Standard deviation of the scaled clean latents, > 0."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("p_std", "sigma_min", "sigma_data"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}; see EdmSchedule")
-        if not self.sigma_max > self.sigma_min:
-            raise ConfigError(
-                f"sigma_max must be larger than sigma_min, got {self.sigma_max} and "
-                f"{self.sigma_min}; raise sigma_max"
-            )
-
-
 @runtime_checkable
 class ImageToVideoModel(Protocol):
     """A network with its first stage and its settings; one interface for every family."""
@@ -194,7 +167,7 @@ class ImageToVideoModel(Protocol):
         ...
 
     @property
-    def schedule(self) -> EdmSchedule:
+    def schedule(self) -> EDMSchedule:
         """Noise levels of training and sampling."""
         ...
 
@@ -208,6 +181,20 @@ class ImageToVideoModel(Protocol):
         """Multiplies unscaled conditioning latents; families differ in whether they scale them."""
         ...
 
+    @property
+    def parameterization(self) -> Parameterization:
+        """What the network predicts."""
+        ...
+
+    def network_call(self, *, fps: float, network: nn.Module | None = None) -> Network:
+        """Return prediction = call(NetworkInputs), which ``cil.losses.denoising_loss`` takes.
+
+        Args:
+            fps: frames per second of the clips, in Hz.
+            network: called instead of ``self.network``, for example a wrapper that trains it.
+        """
+        ...
+
     def encode_condition(self, frame: Any) -> Tensor:
         """Make the image tokens of one conditioning image.
 
@@ -216,6 +203,18 @@ class ImageToVideoModel(Protocol):
 
         Returns:
             (L, D) float32.
+        """
+        ...
+
+    def clean_condition(self, frame: Any, *, num_clips: int = 1) -> Condition:
+        """Condition on one image without noise, and declare none.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
+            num_clips: B, rows of the batch, all alike.
+
+        Returns:
+            The condition, float32 on the CPU.
         """
         ...
 

@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from cil.errors import ConfigError, DataError
-from cil.models.base import FORMAT_VERSION, Condition, EdmSchedule, FirstStage
+from cil.losses import Network, NetworkInputs
+from cil.models.base import FORMAT_VERSION, Condition, FirstStage
 from cil.models.first_stage import load_first_stage
 from cil.models.frames import as_frames
 from cil.models.storage import read_json, read_tensors, write_json
 from cil.models.tiny_config import TinyConfig
+from cil.noise_schedule import EDMSchedule
+from cil.parameterization import Parameterization, input_scale, to_denoised
 from cil.shapes import append_dims, check_shape
 
 __all__ = ["TinyConfig", "TinyModel", "build", "load"]
@@ -34,6 +37,7 @@ class TinyModel:
     """A tiny network, its first stage and its settings. Implements ``ImageToVideoModel``."""
 
     family = "tiny"
+    parameterization = Parameterization.EDM
 
     def __init__(
         self, *, config: TinyConfig, network: nn.Module, first_stage: FirstStage | None
@@ -58,7 +62,7 @@ class TinyModel:
         return self._first_stage
 
     @property
-    def schedule(self) -> EdmSchedule:
+    def schedule(self) -> EDMSchedule:
         """Noise levels of training and sampling."""
         return self.config.schedule
 
@@ -99,6 +103,26 @@ class TinyModel:
             sigma_cond=rows * 0.0,
         )
 
+    def network_call(self, *, fps: float, network: nn.Module | None = None) -> Network:
+        """Return the function that training's loss calls; see ``ImageToVideoModel.network_call``."""
+        called = self.network if network is None else network
+        dtype = next(self.network.parameters()).dtype
+
+        def call(inputs: NetworkInputs) -> Tensor:
+            rows = torch.ones_like(inputs.sigma_cond)
+            ids = [rows * fps, rows * self.config.motion_bucket_id, inputs.sigma_cond]
+            assert inputs.tokens is not None
+            prediction: Tensor = called(
+                torch.cat([inputs.noisy, inputs.conditioning_latents], dim=2).to(dtype),
+                inputs.time,
+                inputs.tokens.to(dtype),
+                torch.stack(ids, dim=1),
+                return_dict=False,
+            )[0]
+            return prediction.float()
+
+        return call
+
     def denoise(
         self,
         noisy: Tensor,
@@ -109,24 +133,20 @@ class TinyModel:
     ) -> Tensor:
         """Estimate the clean latents; see ``ImageToVideoModel.denoise``."""
         check_shape("noisy", noisy, "B F C h w", **self._latent_sizes())
-        network = self.network if network is None else network
-        dtype = next(self.network.parameters()).dtype
-        sigma_data = self.schedule.sigma_data
         sigma = sigma.float()
-        level = append_dims(sigma, noisy.ndim)
-        total = level.square() + sigma_data**2
-        c_skip, c_in = sigma_data**2 / total, total.rsqrt()
-        c_out = -level * sigma_data * c_in
-        inputs = torch.cat([c_in * noisy, condition.conditioning_latents], dim=2)
-        prediction = network(
-            inputs.to(dtype),
-            sigma.log() / 4,
-            condition.image_embeds.to(dtype),
-            condition.added_time_ids,
-            return_dict=False,
-        )[0]
-        denoised: Tensor = c_skip * noisy + c_out * prediction.float()
-        return denoised
+        alpha = torch.ones_like(sigma)
+        c_in = append_dims(input_scale(self.parameterization, sigma), noisy.ndim)
+        prediction = self.network_call(fps=self.config.fps, network=network)(
+            NetworkInputs(
+                noisy=c_in * noisy,
+                time=self.schedule.network_time(sigma),
+                conditioning_latents=condition.conditioning_latents,
+                tokens=condition.image_embeds,
+                sigma_cond=condition.sigma_cond,
+                keep=alpha,
+            )
+        )
+        return to_denoised(prediction, noisy, self.parameterization, alpha=alpha, sigma=sigma)
 
     def save(self, folder: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write the model folder; ``state_dict`` replaces the network's own weights, for EMA."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cil.errors import ConfigError
-from cil.models.base import EdmSchedule
+from cil.noise_schedule import EDMSchedule
 
 __all__ = ["TinyConfig"]
 
@@ -87,9 +87,9 @@ class TinyConfig:
         return self.num_frames, self.latent_channels, rows, columns
 
     @property
-    def schedule(self) -> EdmSchedule:
+    def schedule(self) -> EDMSchedule:
         """Noise levels of training and sampling; scaled latents have unit RMS."""
-        return EdmSchedule(
+        return EDMSchedule(
             p_mean=self.p_mean,
             p_std=self.p_std,
             sigma_min=self.sigma_min,

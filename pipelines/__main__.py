@@ -1,0 +1,203 @@
+"""The command line: `cil STAGE --config FILE [--dotted.override VALUE]`, or `python -m pipelines`.
+
+Only the command that was asked for is imported, so `cil --help` is quick. Exit codes: 0 everything
+asked for is done, 2 a mistake in the command or the configuration before anything started, 1 failed.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+    from pipelines.report import RunReport
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "run": "all stages: encode, train, estimate, register, sample",
+    "encode": "videos to latent shards (Ray Data)",
+    "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
+    "estimate": "Analytic-Init statistics of the shards (Ray Data)",
+    "register": "log and register the model (MLflow)",
+    "sample": "videos from a registered model or a model folder",
+    "doctor": "check this environment and say what to do",
+}
+
+_HELP = """\
+cil: image-to-video models that move, from raw video to a registered model
+
+usage: cil COMMAND [--config FILE] [--section.field VALUE ...]
+
+commands:
+{commands}
+
+options of every stage:
+  --config FILE         YAML file with settings; see configs/
+  --section.field VALUE override one setting, for example --train.num-steps 50
+  --dry-run             print the resolved configuration and stop
+  --json                print one JSON object as the last line of stdout
+  --debug               show tracebacks and the logs of workers
+  --help                all settings of a command with their defaults
+
+examples:
+  cil run --config configs/demo.yaml
+  cil encode --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips
+  cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
+  cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
+  cil doctor
+
+A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
+"""
+
+_EXAMPLES = {
+    "run": "cil run --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips",
+    "encode": "cil encode --config configs/demo.yaml --data.videos ~/clips",
+    "train": "cil train --config configs/demo.yaml --train.num-steps 50",
+    "estimate": "cil estimate --config configs/demo.yaml",
+    "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
+    "sample": "cil sample --model build/demo/run/register/model --image photo.png --seed 3",
+    "doctor": "cil doctor --config configs/demo.yaml",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    sys.exit(_main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        names = "\n".join(f"  {name:<10}{text}" for name, text in _COMMANDS.items())
+        print(_HELP.format(commands=names), end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"cil {version('conditional-image-leakage')}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in _COMMANDS:
+        close = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_COMMANDS)}"
+        print(f"error: there is no command {command!r}; {hint}", file=sys.stderr)
+        return 2
+    common, rest = _common_options(rest)
+    return _guarded(lambda: _dispatch(command, common, rest), debug=common.debug)
+
+
+def _common_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil")
+    parser.add_argument("--config")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--debug", action="store_true")
+    return parser.parse_known_args(arguments)
+
+
+def _guarded(action: Callable[[], int], *, debug: bool) -> int:
+    """Turn errors into one message and an exit code."""
+    from cil.errors import CilError, ConfigError
+
+    try:
+        return action()
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except CilError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"error: unexpected {type(error).__name__}: {error}\n"
+            "run again with --debug for the traceback, and please report it",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
+    if command == "sample":
+        return _sample(common, rest)
+    config = _resolve(command, common, rest)
+    if common.dry_run:
+        from pipelines.config import config_to_yaml
+
+        print(config_to_yaml(config), end="")
+        return 0
+    if command == "doctor":
+        from pipelines import doctor
+
+        return doctor.run(config, as_json=common.json)
+    from pipelines import stages
+
+    reports = stages.run(command, config, debug=common.debug)
+    _finish(reports, common)
+    return 0
+
+
+def _sample(common: argparse.Namespace, rest: list[str]) -> int:
+    import tyro
+
+    from pipelines.sample import SampleArguments, run_command
+
+    if common.config or common.dry_run:
+        from cil.errors import ConfigError
+
+        raise ConfigError("cil sample takes no --config and no --dry-run; see cil sample --help")
+    arguments = tyro.cli(
+        SampleArguments, args=rest, prog="cil sample", description=_description("sample")
+    )
+    _finish([run_command(arguments)], common)
+    return 0
+
+
+def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunConfig":
+    """File, then overrides, then everything validated together."""
+    from dataclasses import asdict
+
+    import tyro
+
+    from pipelines.config import RunConfig, load_config, validate_config
+
+    config = load_config(common.config)
+    if not rest:
+        return config
+    overridden = tyro.cli(
+        RunConfig,
+        default=config,
+        args=rest,
+        prog=f"cil {command}",
+        description=_description(command),
+    )
+    return validate_config(asdict(overridden), source="the command line")
+
+
+def _description(command: str) -> str:
+    return f"{_COMMANDS[command]}. Example: {_EXAMPLES[command]}"
+
+
+def _finish(reports: "list[RunReport]", common: argparse.Namespace) -> None:
+    """Show where everything is; with --json also print one object on stdout."""
+    from pipelines.progress import console
+
+    for report in reports:
+        state = "was complete" if report.reused else f"{report.seconds:.1f} s"
+        counts = ", ".join(f"{key} {value:g}" for key, value in report.metrics.items())
+        console.print(f"[bold]{report.stage}[/bold] ({state})  {counts}")
+        for name, value in report.outputs.items():
+            console.print(f"    {name}: {value}", markup=False)
+    if common.json:
+        result: dict[str, Any] = {report.stage: report.to_json() for report in reports}
+        print(json.dumps(result, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

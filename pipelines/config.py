@@ -1,0 +1,417 @@
+"""The configuration tree: one YAML file in, validated, overridden from the command line, saved.
+
+In: a YAML file (`load_config`) and dotted overrides (`--train.num-steps 50`, parsed by tyro).
+Out: a frozen `RunConfig`, its YAML text with secrets removed, and content hashes of its parts.
+Only this module reads the environment. A default is written here once and nowhere else.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from cil.errors import ConfigError
+from cil.models.tiny_config import TinyConfig
+from cil.time_noise import TimeNoiseConfig
+
+__all__ = [
+    "ClusterConfig",
+    "DataConfig",
+    "EncodeConfig",
+    "FirstStageConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "RunConfig",
+    "SampleConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "config_to_yaml",
+    "content_hash",
+    "environment",
+    "load_config",
+    "redact_uri",
+    "validate_config",
+]
+
+_FORBID_UNKNOWN: dict[str, Any] = {"extra": "forbid"}
+
+_TINY = TinyConfig()
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which videos, and how clips are cut from them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    videos: str = ""
+    """Folder with video files; sub-folders are searched too. Required."""
+    num_frames: Count = 8
+    """Frames per clip."""
+    fps: Positive = 8.0
+    """Frames per second of a clip, in Hz. Videos are resampled to it by presentation time."""
+    height: Count = 32
+    """Height of a clip in pixels. Frames are resized to cover it, then cropped in the centre."""
+    width: Count = 32
+    """Width of a clip in pixels."""
+    max_clips_per_video: Count | None = None
+    """Keep at most this many clips of one video, the first ones; None keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstStageConfig:
+    """The codec between pixels and latents."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    path: str | None = None
+    """Folder of a fitted first stage; None fits a patch codec to the videos of this run."""
+    patch_size: Count = 4
+    """Side of the square patch that becomes one latent position, in pixels."""
+    latent_channels: Count = 4
+    """Latent channels per position; at most 3 * patch_size^2."""
+    fit_videos: Count = 256
+    """Fit on at most this many videos, the first ones in the order of their content hashes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeConfig:
+    """How the latent shards are written."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    videos_per_shard: Count = 16
+    """Videos whose clips share a shard, which is the unit of work and of restart."""
+    latents_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the stored posterior mean and std."""
+    num_actors: Count = 2
+    """Encoding actors; each takes one CPU."""
+    max_actor_restarts: Annotated[int, Ge(0)] = 16
+    """How often a crashed actor is started again before the stage gives up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network that is trained, and its noise schedule."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    family: Literal["tiny"] = "tiny"
+    """Model family, a name in the registry of `cil.models`."""
+    block_out_channels: Annotated[tuple[Count, ...], MinLen(2)] = _TINY.block_out_channels
+    """Channels per level; one level must have at least 64, or the network cannot see sigma."""
+    layers_per_block: Count = _TINY.layers_per_block
+    """Residual blocks per level."""
+    num_attention_heads: Annotated[tuple[Count, ...], MinLen(2)] = _TINY.num_attention_heads
+    """Attention heads per level."""
+    cross_attention_dim: Count = _TINY.cross_attention_dim
+    """Width of an image token."""
+    addition_time_embed_dim: Count = _TINY.addition_time_embed_dim
+    """Width of the embedding of fps, motion bucket and sigma_cond."""
+    p_mean: float = _TINY.p_mean
+    """Mean of ln(sigma) in training."""
+    p_std: Positive = _TINY.p_std
+    """Standard deviation of ln(sigma) in training."""
+    sigma_min: Positive = _TINY.sigma_min
+    """Smallest sigma of sampling."""
+    sigma_max: Positive = _TINY.sigma_max
+    """Largest sigma of sampling."""
+    motion_bucket_id: Annotated[float, Ge(0), Le(255)] = _TINY.motion_bucket_id
+    """Motion bucket given to the network for every clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Fine-tuning with Ray Train and DeepSpeed ZeRO."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    num_steps: Count = 400
+    """Optimiser steps."""
+    global_batch_size: Count = 8
+    """Clips per optimiser step over all workers; it does not depend on the number of workers."""
+    micro_batch_size: Count | None = None
+    """Clips per worker and forward pass; None takes the whole share of the worker at once."""
+    num_workers: Count = 2
+    """Training processes, one per GPU or per CPU core."""
+    use_gpu: bool = False
+    """One GPU per worker, with NCCL; without it CPU workers talk over gloo."""
+    cpus_per_worker: Count = 1
+    """CPU cores (and torch threads) per worker."""
+    zero_stage: Literal[1, 2] = 2
+    """DeepSpeed ZeRO stage."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; master weights are fp32."""
+    learning_rate: Positive = 2e-3
+    """Peak learning rate of AdamW."""
+    adam_beta1: Decay = 0.9
+    """First moment decay of AdamW."""
+    adam_beta2: Decay = 0.99
+    """Second moment decay of AdamW."""
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: Annotated[int, Ge(0)] = 50
+    """Steps of linear warm-up; a cosine follows."""
+    final_learning_rate_fraction: Fraction = 0.1
+    """Learning rate of the last step as a fraction of the peak."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this global norm."""
+    ema_decay: Decay = 0.99
+    """Decay per step of the weight average that is exported."""
+    condition_dropout: Fraction = 0.0
+    """Probability, per clip, of training without the conditioning image."""
+    log_every: Count = 10
+    """Steps between reports to the driver; every step's loss is in a report."""
+    checkpoint_every: Count = 100
+    """Steps between checkpoints; the last step always writes one."""
+    num_checkpoints_kept: Count = 2
+    """Checkpoints kept on disk."""
+    max_failures: Annotated[int, Ge(0)] = 3
+    """Lost workers the run recovers from before it gives up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """Sampling videos, in the run's last stage and as the default of the registered model."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    start_time: Annotated[float, Gt(0), Le(1)] = 0.94
+    """Start time M in (0, 1]; 1 starts at sigma_max, smaller starts from a less noisy video."""
+    analytic_init: bool = True
+    """Start from the Analytic-Init Gaussian instead of N(0, sigma_M^2 I)."""
+    num_steps: Count = 20
+    """Sampler steps."""
+    num_videos: Count = 4
+    """Videos per conditioning image in the run's last stage, each from its own seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where runs, metrics and models are recorded."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    uri: str = ""
+    """MLflow tracking URI; empty takes MLFLOW_TRACKING_URI, else sqlite in the output folder."""
+    experiment: str = "conditional-image-leakage"
+    """MLflow experiment."""
+    model_name: str = "tiny-i2v"
+    """Name of the registered model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """The Ray cluster."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    address: str | None = None
+    """Ray address; None takes RAY_ADDRESS, else starts a local cluster for this command."""
+    num_cpus: Count | None = None
+    """CPUs of a local cluster; None takes all cores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig:
+    """Where results go."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    dir: str = "build/run"
+    """Folder of the run: data set, checkpoints, statistics, model, samples and reports."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    """Seed of the data order, the network's initial weights and all noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Videos and clips."""
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
+    """Codec between pixels and latents."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """Writing latent shards."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Network and noise schedule."""
+    time_noise: TimeNoiseConfig = field(default_factory=TimeNoiseConfig)
+    """Corruption of the conditioning latents in training; unset fields are the preset's."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Fine-tuning."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Sampling."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray."""
+    output: OutputConfig = field(default_factory=OutputConfig)
+    """Output folder."""
+
+    def __post_init__(self) -> None:
+        """Check what no single field can know, and report all of it."""
+        problems = list(_cross_checks(self))
+        if problems:
+            raise ConfigError("\n  ".join(problems))
+
+
+def _cross_checks(config: RunConfig) -> Iterator[str]:
+    data, stage, model, train = config.data, config.first_stage, config.model, config.train
+    for name, size in (("height", data.height), ("width", data.width)):
+        if stage.path is None and size % stage.patch_size:
+            yield (
+                f"data.{name} must be a multiple of first_stage.patch_size = {stage.patch_size}, "
+                f"got {size}"
+            )
+    if stage.latent_channels > 3 * stage.patch_size**2:
+        yield (
+            f"first_stage.latent_channels must be <= 3 * patch_size^2 = {3 * stage.patch_size**2}, "
+            f"got {stage.latent_channels}"
+        )
+    if len(model.num_attention_heads) != len(model.block_out_channels):
+        yield (
+            "model.num_attention_heads must have one number per level of model.block_out_channels, "
+            f"got {len(model.num_attention_heads)} and {len(model.block_out_channels)}"
+        )
+    if model.sigma_max <= model.sigma_min:
+        yield f"model.sigma_max must be > model.sigma_min = {model.sigma_min}, got {model.sigma_max}"
+    if train.global_batch_size % (train.num_workers * (train.micro_batch_size or 1)):
+        micro = f" * micro_batch_size = {train.micro_batch_size}" if train.micro_batch_size else ""
+        yield (
+            "train.global_batch_size must be a multiple of train.num_workers = "
+            f"{train.num_workers}{micro}, got {train.global_batch_size}"
+        )
+
+
+def environment(name: str) -> str | None:
+    """Read an environment variable; empty counts as unset."""
+    return os.environ.get(name) or None
+
+
+def load_config(path: str | Path | None) -> RunConfig:
+    """Read and validate a YAML file.
+
+    Args:
+        path: YAML file with some of the fields of `RunConfig`; None gives the defaults.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds mistakes; all of them are in the message.
+    """
+    if path is None:
+        return RunConfig()
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {path}: {error}") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
+    return validate_config(raw, source=str(path))
+
+
+def validate_config(raw: Mapping[str, Any], *, source: str) -> RunConfig:
+    """Validate a mapping against `RunConfig`, reporting every mistake at once.
+
+    Args:
+        raw: nested mapping of fields.
+        source: where it came from, for the message.
+
+    Raises:
+        ConfigError: one line per mistake: dotted path, what is wrong, what was given.
+    """
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_python(dict(raw))
+    except pydantic.ValidationError as error:
+        lines = [_describe(dict(item)) for item in error.errors(include_url=False)]
+        noun = "mistake" if len(lines) == 1 else "mistakes"
+        text = "\n".join(f"  {line}" for line in lines)
+        raise ConfigError(f"{source} has {len(lines)} {noun}:\n{text}") from error
+
+
+def _describe(item: dict[str, Any]) -> str:
+    parts = [str(part) for part in item["loc"]]
+    path = ".".join(parts)
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _field_names(parts[:-1])
+        close = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
+        elsewhere = [p for p in _paths(RunConfig) if p.split(".")[-1] == parts[-1]]
+        hint = (
+            f"did you mean {'.'.join([*parts[:-1], close[0]])}?"
+            if close
+            else f"did you mean {elsewhere[0]}?"
+            if elsewhere
+            else f"known here: {', '.join(known)}"
+        )
+        return f"{path}: unknown key; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^Input should", "must", message).replace("must be a valid", "must be a")
+    return f"{path}: {message}, got {item['input']!r}" if path else message
+
+
+def _field_names(parts: list[str]) -> list[str]:
+    owner: Any = RunConfig
+    for part in parts:
+        types = {f.name: f.type for f in dataclasses.fields(owner)}
+        owner = types.get(part)
+        if not dataclasses.is_dataclass(owner):
+            return []
+    return [f.name for f in dataclasses.fields(owner)]
+
+
+def _paths(owner: Any, prefix: str = "") -> Iterator[str]:
+    for item in dataclasses.fields(owner):
+        if dataclasses.is_dataclass(item.type):
+            yield from _paths(item.type, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
+
+
+def redact_uri(uri: str) -> str:
+    """Replace the password (or token) in a URI's user part, so that it can be shown."""
+    return re.sub(r"(?<=://)([^/@\s]*)@", _redact_userinfo, uri)
+
+
+def _redact_userinfo(match: re.Match[str]) -> str:
+    user, colon, _ = match.group(1).partition(":")
+    return f"{user}:***@" if colon else "***@"
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """Render the resolved configuration as YAML, with secrets in URIs replaced."""
+    import yaml
+
+    raw = _plain(asdict(config))
+    raw["tracking"]["uri"] = redact_uri(config.tracking.uri)
+    return str(yaml.safe_dump(raw, sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def content_hash(value: Any) -> str:
+    """Hash plain data (dicts, lists, numbers, strings) by its canonical JSON, as sha256 in hex."""
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,330 @@
+"""Videos to clips: bytes of a file in, uint8 frames at the wanted rate and size out.
+
+`probe_video` reads the packets without decoding them: they give the presentation time of every frame.
+`decode_clips` decodes once, in order, and keeps the frames that are on screen at the wanted times.
+decord decodes where it is known to be right; PyAV decodes everything else, and whatever decord
+could not. Neither ever seeks: random access gives wrong frames on many files.
+"""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cil.errors import DataError
+
+__all__ = [
+    "ClipTransform",
+    "DecodeError",
+    "DecodedClip",
+    "DecodedVideo",
+    "VideoProbe",
+    "decode_clips",
+    "probe_video",
+]
+
+Frame = npt.NDArray[np.uint8]
+
+_DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_DECORD_CODECS = ("h264", "vp9")
+_DECORD_PIXEL_FORMATS = ("yuv420p", "yuvj420p")
+_TIME_TOLERANCE_S = 1e-4
+_LOST_FRAMES_ALLOWED = 32
+"""Frames before the first key frame of an open group of pictures, which no decoder can show."""
+
+
+class DecodeError(DataError):
+    """A video that was refused, with the stage and the decoder that refused it."""
+
+    def __init__(self, message: str, *, stage: str, decoder: str | None, exception: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.decoder = decoder
+        self.exception = exception
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipTransform:
+    """How clips are cut: frame count, rate in Hz, size in pixels, most clips per video."""
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    max_clips: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoProbe:
+    """What the container says, from a pass over the packets without decoding."""
+
+    container: str
+    codec: str
+    pixel_format: str
+    average_fps: float
+    """Frames per second in Hz, from the frame times."""
+    times_s: tuple[float, ...] | None
+    """Presentation times of the frames, ascending; None if packets lack them."""
+    has_edit_list: bool
+    """Whether packets are decoded but not shown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedClip:
+    """One clip: frames (F, H, W, 3) uint8 RGB, and where it lies in the video."""
+
+    start_s: float
+    end_s: float
+    frames: Frame
+    num_distinct_frames: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedVideo:
+    """All clips of one video."""
+
+    clips: tuple[DecodedClip, ...]
+    decoder: str
+    source_fps: float
+
+
+def probe_video(path: Path) -> VideoProbe:
+    """Read container, codec and frame times without decoding.
+
+    Raises:
+        DecodeError: the file cannot be opened, or has no video.
+    """
+    import av
+
+    times: list[float] = []
+    discarded, timeless, packets = 0, 0, 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise DecodeError(
+                    "the file has no video stream", stage="probe", decoder="pyav", exception="none"
+                )
+            assert isinstance(stream, av.VideoStream)
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                packets += 1
+                if packet.is_discard:
+                    discarded += 1
+                elif packet.pts is None or packet.time_base is None:
+                    timeless += 1
+                else:
+                    times.append(float(packet.pts * packet.time_base))
+            rate = float(stream.average_rate or 0)
+            name, codec = container.format.name, stream.codec_context.name
+            pixel_format = stream.codec_context.pix_fmt or "unknown"
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise _refusal(error, stage="probe", decoder="pyav") from error
+    if not packets:
+        raise DecodeError(
+            "the video stream has no frames", stage="probe", decoder="pyav", exception="none"
+        )
+    times.sort()
+    exact = not timeless and len(set(times)) == len(times)
+    if exact and len(times) > 1:
+        rate = (len(times) - 1) / (times[-1] - times[0])
+    return VideoProbe(
+        container=name,
+        codec=codec,
+        pixel_format=pixel_format,
+        average_fps=rate,
+        times_s=tuple(times) if exact else None,
+        has_edit_list=discarded > 0,
+    )
+
+
+def decode_clips(path: Path, transform: ClipTransform) -> DecodedVideo:
+    """Decode a video into consecutive clips that do not overlap.
+
+    Args:
+        path: video file.
+        transform: how clips are cut.
+
+    Returns:
+        The clips; each frame is the one on screen at its time, resized to cover (H, W) and cropped.
+
+    Raises:
+        DecodeError: the file is broken, or shorter than one clip.
+    """
+    probe = probe_video(path)
+    clips: tuple[DecodedClip, ...] | None = None
+    decoder = "decord"
+    if _decord_is_right(probe):
+        try:
+            clips = _cut(_decord_frames(path, probe), probe, transform)
+        except _DecoderDisagreesError:
+            clips = None
+        except Exception as error:
+            # decord raises its own class, and RuntimeError or IndexError from its C++ side
+            if isinstance(error, DecodeError):
+                raise
+            clips = None
+    if clips is None:
+        decoder = "pyav"
+        try:
+            clips = _cut(_pyav_frames(path, probe), probe, transform)
+        except DecodeError:
+            raise
+        except Exception as error:
+            raise _refusal(error, stage="decode", decoder=decoder) from error
+    return DecodedVideo(clips=clips, decoder=decoder, source_fps=probe.average_fps)
+
+
+class _DecoderDisagreesError(Exception):
+    """The decoder gives another number of frames than the container holds."""
+
+
+def _decord_is_right(probe: VideoProbe) -> bool:
+    return (
+        probe.container in _DECORD_CONTAINERS
+        and probe.codec in _DECORD_CODECS
+        and probe.pixel_format in _DECORD_PIXEL_FORMATS
+        and probe.times_s is not None
+        and not probe.has_edit_list
+    )
+
+
+def _decord_frames(path: Path, probe: VideoProbe) -> Iterator[tuple[float, Frame]]:
+    """Yield (time in seconds, frame) in order; decord applies the rotation flag itself."""
+    import decord
+
+    assert probe.times_s is not None
+    reader = decord.VideoReader(str(path), num_threads=1)
+    if len(reader) != len(probe.times_s):
+        raise _DecoderDisagreesError
+    for time_s in probe.times_s:
+        yield time_s, reader.next().asnumpy()
+
+
+def _pyav_frames(path: Path, probe: VideoProbe) -> Iterator[tuple[float, Frame]]:
+    """Yield (time in seconds, frame) in presentation order, with the rotation flag applied."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1
+        last, index = -float("inf"), -1
+        for index, frame in enumerate(container.decode(stream)):
+            assert isinstance(frame, av.VideoFrame)
+            if frame.is_corrupt:
+                raise DataError(f"frame {index} is corrupt")
+            time_s = _frame_time(frame.time, index, probe)
+            if time_s <= last:
+                raise DataError(f"frame {index} at {time_s:.3f} s does not come after {last:.3f} s")
+            last = time_s
+            yield time_s, np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+        if probe.times_s is not None and index + 1 < len(probe.times_s) - _LOST_FRAMES_ALLOWED:
+            raise DataError(f"only {index + 1} of {len(probe.times_s)} frames could be decoded")
+
+
+def _frame_time(stated_s: float | None, index: int, probe: VideoProbe) -> float:
+    """Time of a decoded frame in seconds.
+
+    AVI states decoding times, which run backwards around B-frames; there the frame takes its place
+    in the sorted list of the packets' times.
+    """
+    if probe.times_s is not None and probe.container == "avi" and index < len(probe.times_s):
+        return probe.times_s[index]
+    if probe.times_s is not None and stated_s is not None:
+        return stated_s
+    if probe.average_fps > 0:
+        return index / probe.average_fps
+    raise DataError("frames carry no time and the container states no frame rate")
+
+
+def _cut(
+    frames: Iterator[tuple[float, Frame]], probe: VideoProbe, transform: ClipTransform
+) -> tuple[DecodedClip, ...]:
+    """Keep the frame that is on screen at each of the times 0, 1/fps, 2/fps, ..."""
+    wanted_max = None if transform.max_clips is None else transform.max_clips * transform.num_frames
+    kept: list[tuple[int, Frame]] = []
+    times: list[float] = []
+    current: Frame | None = None
+    for index, (time_s, frame) in enumerate(frames):
+        if times and current is not None:
+            _keep_until(time_s - times[0], index - 1, current, kept, transform, wanted_max)
+        times.append(time_s)
+        current = frame
+        # A file is refused as a whole, so decoding goes on to its end even if enough is kept.
+    if current is None:
+        raise DataError("no frame could be decoded")
+    gaps = [late - early for early, late in zip(times, times[1:], strict=False)]
+    last_gap = statistics.median(gaps) if gaps else 1 / max(probe.average_fps, 1.0)
+    duration = times[-1] - times[0] + last_gap
+    _keep_until(duration, len(times) - 1, current, kept, transform, wanted_max)
+    num_clips = len(kept) // transform.num_frames
+    if not num_clips:
+        needed = transform.num_frames / transform.fps
+        raise DecodeError(
+            f"too short: {duration:.2f} s, and one clip of {transform.num_frames} frames at "
+            f"{transform.fps:g} Hz needs {needed:.2f} s",
+            stage="select",
+            decoder=None,
+            exception="TooShort",
+        )
+    clips = []
+    for number in range(num_clips):
+        part = kept[number * transform.num_frames : (number + 1) * transform.num_frames]
+        start = number * transform.num_frames / transform.fps
+        clips.append(
+            DecodedClip(
+                start_s=start,
+                end_s=start + transform.num_frames / transform.fps,
+                frames=np.stack([frame for _, frame in part]),
+                num_distinct_frames=len({index for index, _ in part}),
+            )
+        )
+    return tuple(clips)
+
+
+def _keep_until(
+    end_s: float,
+    index: int,
+    frame: Frame,
+    kept: list[tuple[int, Frame]],
+    transform: ClipTransform,
+    wanted_max: int | None,
+) -> None:
+    """Append ``frame`` for each wanted time before ``end_s``, when the next frame appears."""
+    resized = None
+    while len(kept) / transform.fps < end_s - _TIME_TOLERANCE_S:
+        if wanted_max is not None and len(kept) >= wanted_max:
+            return
+        if resized is None:
+            resized = _cover_and_crop(frame, transform.height, transform.width)
+        kept.append((index, resized))
+
+
+def _cover_and_crop(frame: Frame, height: int, width: int) -> Frame:
+    """Resize so that the frame covers (height, width), keeping its aspect, and crop the centre."""
+    import cv2
+
+    rows, columns = frame.shape[:2]
+    scale = max(height / rows, width / columns)
+    size = (max(width, round(columns * scale)), max(height, round(rows * scale)))
+    if size != (columns, rows):
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        frame = cv2.resize(np.ascontiguousarray(frame), size, interpolation=method)
+    top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+    return np.ascontiguousarray(frame[top : top + height, left : left + width])
+
+
+def _refusal(error: BaseException, *, stage: str, decoder: str) -> DecodeError:
+    message: Any = str(error).strip().splitlines()
+    return DecodeError(
+        (message[0] if message else type(error).__name__)[:300],
+        stage=stage,
+        decoder=decoder,
+        exception=type(error).__name__,
+    )

@@ -1,0 +1,143 @@
+"""Stage 3, on Ray Data: latent shards in, the statistics of Analytic-Init out.
+
+Each task reads one shard and returns the float64 moments of its latents; the driver merges them in
+the order of the shards, which is exact under any partition. Shards also carry the moments that were
+taken while they were written: they must agree, or the data set is damaged.
+Run: `cil estimate --config configs/demo.yaml`.
+"""
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cil.analytic_init import AnalyticInit, LatentMoments
+from cil.errors import DataError, StageError
+from cil.models import load_first_stage
+from pipelines.config import RunConfig, config_to_yaml, content_hash
+from pipelines.encode import DATASET_FOLDER
+from pipelines.progress import stage_progress
+from pipelines.report import RunReport, Stopwatch
+from pipelines.runtime import ray_session, root_cause
+from pipelines.shards import ShardReader, load_manifest, moments_of, read_moments
+from pipelines.storage import commit, read_json, temporary_beside, write_atomic
+
+__all__ = ["ESTIMATE_FOLDER", "STATISTICS_FILE", "run", "shard_moments"]
+
+ESTIMATE_FOLDER = "estimate"
+STATISTICS_FILE = "analytic_init.safetensors"
+
+
+def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunReport:
+    """Estimate mean and total variance of the data set's latents.
+
+    Args:
+        config: the run.
+        session: where the Ray session is entered if one is needed.
+        debug: show Ray's own logs.
+
+    Returns:
+        Path of the statistics and their values.
+
+    Raises:
+        DataError: there is no data set, or a shard is damaged.
+        StageError: a task failed.
+    """
+    watch = Stopwatch()
+    output = Path(config.output.dir)
+    dataset, folder = output / DATASET_FOLDER, output / ESTIMATE_FOLDER
+    manifest = load_manifest(dataset)
+    identity = content_hash({"manifest": manifest.fingerprint, "version": 1})
+    done, path = folder / "report.json", folder / STATISTICS_FILE
+    if done.exists() and path.exists() and read_json(done)["inputs"]["identity"] == identity:
+        report = RunReport.load(done)
+        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
+    session.enter_context(ray_session(config.cluster, debug=debug))
+    moments = moments_of(_moments_by_shard(dataset, [e.name for e in manifest.entries()]))
+    if moments.count != manifest.totals["clips"]:
+        raise StageError(
+            f"{moments.count} clips were counted, the manifest states {manifest.totals['clips']}; "
+            "run encode again"
+        )
+    scale = load_first_stage(dataset / "first_stage").scaling_factor
+    notes = {"dataset": manifest.fingerprint, "scaling_factor": repr(scale)}
+    statistics = AnalyticInit.from_moments(moments, notes).scaled(scale)
+    temporary = temporary_beside(path).with_suffix(".safetensors")
+    statistics.save(temporary)
+    commit(temporary, path)
+    report = RunReport(
+        stage="estimate",
+        reused=False,
+        inputs={"dataset": manifest.fingerprint, "identity": identity, "scaling_factor": scale},
+        outputs={"analytic_init": str(path)},
+        metrics={
+            "clips": float(moments.count),
+            "variance": float(statistics.variance),
+            "mean_square_of_mean": float(statistics.mean.double().square().mean()),
+        },
+        seconds=watch.seconds(),
+    )
+    report.save(done)
+    return report
+
+
+def shard_moments(batch: dict[str, np.ndarray], *, dataset: str) -> dict[str, np.ndarray]:
+    """Take the moments of one shard from its clips and compare them with the stored ones.
+
+    Args:
+        batch: ``first`` and ``count``, the shard's clips in the manifest's order, and ``name``.
+        dataset: folder of the data set.
+
+    Returns:
+        The moments as columns.
+
+    Raises:
+        DataError: the stored moments are not those of the clips.
+    """
+    torch.set_num_threads(1)
+    (name,), (first,), (count,) = batch["name"], batch["first"], batch["count"]
+    reader = ShardReader(Path(dataset))
+    moments = LatentMoments()
+    for index in range(int(first), int(first) + int(count)):
+        clip = reader.clip(index)
+        moments.update(clip.mean.double()[None], clip.std.double()[None])
+    stored = read_moments(Path(dataset), str(name))
+    tensors = moments.state_dict()
+    for key, value in stored.state_dict().items():
+        if not torch.allclose(value, tensors[key], rtol=1e-12, atol=1e-12):
+            raise DataError(f"the stored moments of {name} are not those of its clips: {key}")
+    columns = {key: value.numpy()[None] for key, value in tensors.items()}
+    return {"name": np.array([str(name)]), **columns}
+
+
+def _moments_by_shard(dataset: Path, names: list[str]) -> dict[str, LatentMoments]:
+    import ray
+
+    counts = [entry.count for entry in load_manifest(dataset).entries()]
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    rows = ray.data.from_items(
+        [
+            {"name": name, "first": first, "count": count}
+            for name, first, count in zip(names, starts, counts, strict=True)
+        ],
+        override_num_blocks=len(names),
+    )
+    # 1:1, a shard becomes its moments: two tensors of the size of one clip.
+    results = rows.map_batches(
+        shard_moments, fn_kwargs={"dataset": str(dataset.resolve())}, batch_size=1, num_cpus=1
+    )
+    parts: dict[str, LatentMoments] = {}
+    try:
+        with stage_progress("estimate: shards", len(names)) as progress:
+            for row in results.iter_rows():
+                name = str(row.pop("name"))
+                tensors = {key: torch.from_numpy(np.array(value)) for key, value in row.items()}
+                parts[name] = LatentMoments.from_state_dict(tensors)
+                progress.advance()
+    except ray.exceptions.RayError as error:
+        cause = root_cause(error)
+        raise StageError(f"estimation stopped: {type(cause).__name__}: {cause}") from error
+    return parts

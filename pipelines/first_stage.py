@@ -1,0 +1,126 @@
+"""Fit the first stage to the videos, or take a given one; then it belongs to the data set.
+
+Fitting is a Ray Data pass: every video gives exact integer patch moments, the driver adds them and
+solves one small eigenproblem. The result depends only on the videos, not on actors or order.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cil.errors import StageError
+from cil.models import FirstStage, load_first_stage
+from cil.models.patch_moments import PatchMoments
+from cil.models.patch_pca import PatchPCA
+from pipelines.config import RunConfig
+from pipelines.decode import ClipTransform, DecodeError, decode_clips
+from pipelines.progress import stage_progress
+from pipelines.records import VideoFile
+from pipelines.runtime import root_cause
+from pipelines.storage import replace_folder, temporary_beside
+
+__all__ = ["PatchMomentsOfVideo", "ensure_first_stage"]
+
+
+def ensure_first_stage(
+    config: RunConfig, dataset: Path, transform: ClipTransform, videos: tuple[VideoFile, ...]
+) -> FirstStage:
+    """Return the data set's first stage; fit it, or copy the configured one, if it has none.
+
+    Args:
+        config: the run.
+        dataset: folder of the data set.
+        transform: how clips are cut; the codec is fitted to what will be encoded.
+        videos: the inventory, sorted by content hash.
+
+    Raises:
+        StageError: no video could be decoded.
+    """
+    folder = dataset / "first_stage"
+    if folder.exists():
+        return load_first_stage(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder)
+    if config.first_stage.path is not None:
+        shutil.copytree(config.first_stage.path, temporary)
+    else:
+        chosen = videos[: config.first_stage.fit_videos]
+        moments = _moments_of_videos(config, transform, chosen)
+        if not moments.count:
+            raise StageError(
+                f"none of the {len(chosen)} video files could be decoded into a clip, so no first "
+                f"stage could be fitted; is {config.data.videos} the right folder?"
+            )
+        fitted = PatchPCA.fit(moments, latent_channels=config.first_stage.latent_channels)
+        fitted.save(temporary)
+    replace_folder(temporary, folder)
+    return load_first_stage(folder)
+
+
+class PatchMomentsOfVideo:
+    """The actor: takes the path of a video, returns the moments of its patches."""
+
+    def __init__(self, *, source: str, transform: ClipTransform, patch_size: int) -> None:
+        import cv2
+
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        self._source, self._transform, self._patch_size = Path(source), transform, patch_size
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return count, total and second moment; a video that is refused counts nothing."""
+        (path,) = batch["path"]
+        moments = PatchMoments(patch_size=self._patch_size)
+        try:
+            for clip in decode_clips(self._source / str(path), self._transform).clips:
+                moments.update(clip.frames)
+        except DecodeError:
+            moments = PatchMoments(patch_size=self._patch_size)  # quarantined when it is encoded
+        return {
+            "count": np.array([moments.count]),
+            "total": moments.total.numpy()[None],
+            "second": moments.second.numpy()[None],
+        }
+
+
+def _moments_of_videos(
+    config: RunConfig, transform: ClipTransform, videos: tuple[VideoFile, ...]
+) -> PatchMoments:
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    rows = ray.data.from_items(
+        [{"path": video.path} for video in videos], override_num_blocks=len(videos)
+    )
+    # 1:1, a path becomes a few kilobytes of sums.
+    results = rows.map_batches(
+        PatchMomentsOfVideo,
+        fn_constructor_kwargs={
+            "source": str(Path(config.data.videos).resolve()),
+            "transform": transform,
+            "patch_size": config.first_stage.patch_size,
+        },
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(config.encode.num_actors, len(videos))),
+        num_cpus=1,
+        max_restarts=config.encode.max_actor_restarts,
+        max_task_retries=1,
+    )
+    total = PatchMoments(patch_size=config.first_stage.patch_size)
+    try:
+        with stage_progress("encode: fit the first stage", len(videos)) as progress:
+            for row in results.iter_rows():
+                part = PatchMoments(patch_size=config.first_stage.patch_size)
+                part.count = int(row["count"])
+                part.total = torch.from_numpy(np.array(row["total"]))
+                part.second = torch.from_numpy(np.array(row["second"]))
+                total.merge(part)
+                progress.advance()
+    except ray.exceptions.RayError as error:
+        cause = root_cause(error)
+        raise StageError(
+            f"fitting the first stage stopped: {type(cause).__name__}: {cause}"
+        ) from error
+    return total

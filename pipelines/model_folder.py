@@ -1,0 +1,54 @@
+"""From a run's configuration to a model, and from trained weights to a model folder."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from cil.models import ImageToVideoModel, build, load_first_stage
+from pipelines.config import RunConfig
+from pipelines.storage import replace_folder, temporary_beside
+
+__all__ = ["build_model", "save_model"]
+
+
+def build_model(config: RunConfig, dataset: Path) -> ImageToVideoModel:
+    """Build the network with fresh weights around the data set's first stage.
+
+    Args:
+        config: the run; the seed decides the weights.
+        dataset: folder of the data set.
+    """
+    settings = asdict(config.model)
+    family = settings.pop("family")
+    first_stage = load_first_stage(dataset / "first_stage")
+    return build(
+        family,
+        seed=config.seed,
+        first_stage=first_stage,
+        num_frames=config.data.num_frames,
+        height=config.data.height,
+        width=config.data.width,
+        fps=config.data.fps,
+        latent_channels=first_stage.latent_channels,
+        downsampling=first_stage.downsampling,
+        **settings,
+    )
+
+
+def save_model(config: RunConfig, dataset: Path, folder: Path, *, weights: Path) -> None:
+    """Write a model folder with the given weights, whole or not at all.
+
+    Args:
+        config: the run.
+        dataset: folder of the data set, for the first stage.
+        folder: the model folder.
+        weights: safetensors file with the network's state dict.
+    """
+    from safetensors.torch import load_file
+
+    model = build_model(config, dataset)
+    temporary = temporary_beside(folder)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    model.save(temporary, state_dict=load_file(weights))
+    replace_folder(temporary, folder)

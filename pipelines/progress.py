@@ -1,0 +1,81 @@
+"""Progress for people: a live bar in a terminal, plain lines everywhere else. Always on stderr."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["StageProgress", "console", "stage_progress"]
+
+_PLAIN_INTERVAL_S = 5.0
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Where everything for people goes; stdout is kept for --json."""
+
+
+class StageProgress:
+    """Shows how far one piece of work is."""
+
+    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+        self._title, self._total, self._bar = title, total, bar
+        self._task: TaskID | None = None
+        self._done = 0
+        self._started = time.monotonic()
+        self._last_line = self._started
+        if bar is not None:
+            self._task = bar.add_task(title, total=total, note="")
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that ``done`` of the total is finished; ``note`` stands beside the bar."""
+        self._done = done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= _PLAIN_INTERVAL_S:
+            self._last_line = now
+            self._print(note, now)
+
+    def advance(self, note: str = "") -> None:
+        """Say that one more is finished."""
+        self.update(self._done + 1, note)
+
+    def _print(self, note: str, now: float) -> None:
+        elapsed = now - self._started
+        left = elapsed / self._done * (self._total - self._done) if self._done else None
+        eta = f", {left:.0f} s left" if left is not None and self._done < self._total else ""
+        text = f"{self._title}: {self._done}/{self._total}, {elapsed:.0f} s{eta}"
+        console.print(f"{text}  {note}" if note else text, markup=False)
+
+
+@contextmanager
+def stage_progress(title: str, total: int) -> Iterator[StageProgress]:
+    """Show progress while the block runs.
+
+    Args:
+        title: what is being done.
+        total: how many pieces of work there are.
+    """
+    if not console.is_terminal:
+        yield StageProgress(title, total, None)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield StageProgress(title, total, bar)

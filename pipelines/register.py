@@ -1,0 +1,140 @@
+"""Stage 4: trained network and statistics in, a registered model in MLflow out.
+
+Assembles one complete model folder, logs it as pyfunc and registers it with the alias `challenger`.
+Registering the same model again returns the version that is there.
+Run: `cil register --config configs/demo.yaml`.
+"""
+
+import io
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cil.errors import DataError
+from pipelines import tracking
+from pipelines.config import RunConfig, config_to_yaml, content_hash
+from pipelines.encode import DATASET_FOLDER
+from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
+from pipelines.report import RunReport, Stopwatch
+from pipelines.shards import ShardReader, load_manifest
+from pipelines.storage import (
+    read_json,
+    replace_folder,
+    sha256_of_file,
+    temporary_beside,
+    write_atomic,
+    write_json,
+)
+from pipelines.train import TRAIN_FOLDER
+
+__all__ = ["REGISTER_FOLDER", "conditioning_image", "run"]
+
+REGISTER_FOLDER = "register"
+
+
+def run(config: RunConfig) -> RunReport:
+    """Register the model that `train` exported, with the statistics of `estimate`.
+
+    Args:
+        config: the run.
+
+    Returns:
+        Name, version and URI of the registered model, and the model folder.
+
+    Raises:
+        DataError: an earlier stage has not run.
+        StageError: MLflow failed.
+    """
+    watch = Stopwatch()
+    output = Path(config.output.dir)
+    folder = output / REGISTER_FOLDER
+    trained = _report_of(output / TRAIN_FOLDER, "train")
+    estimated = _report_of(output / ESTIMATE_FOLDER, "estimate")
+    manifest = load_manifest(output / DATASET_FOLDER)
+    statistics = output / ESTIMATE_FOLDER / STATISTICS_FILE
+    identity = content_hash(
+        {
+            "weights": _hashes(Path(trained.outputs["model"])),
+            "statistics": sha256_of_file(statistics),
+            "sample": asdict(config.sample),
+            "name": config.tracking.model_name,
+            "store": tracking.tracking_uri(config),
+        }
+    )
+    done = folder / "report.json"
+    if done.exists() and read_json(done)["inputs"]["identity"] == identity:
+        report = RunReport.load(done)
+        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
+    model = folder / "model"
+    _assemble(config, Path(trained.outputs["model"]), statistics, model)
+    run_id = str(trained.outputs["mlflow_run_id"])
+    registered = tracking.register_model(
+        config,
+        run_id,
+        model,
+        identity=identity,
+        input_example=conditioning_image(output / DATASET_FOLDER, 0),
+        tags={
+            "manifest_fingerprint": manifest.fingerprint,
+            "train_identity": str(trained.inputs["identity"]),
+            "family": config.model.family,
+            "time_noise": config.time_noise.preset,
+        },
+        metrics={
+            "analytic_init_variance": estimated.metrics["variance"],
+            **{f"data_{key}": float(value) for key, value in manifest.totals.items()},
+        },
+    )
+    tracking.finish_run(config, run_id)
+    report = RunReport(
+        stage="register",
+        reused=False,
+        inputs={"identity": identity, "train": trained.inputs["identity"]},
+        outputs={
+            **registered,
+            "model": str(model),
+            "tracking_uri": tracking.shown_uri(config),
+        },
+        metrics={},
+        seconds=watch.seconds(),
+    )
+    report.save(done)
+    return report
+
+
+def conditioning_image(dataset: Path, index: int) -> npt.NDArray[np.uint8]:
+    """Return the conditioning frame of a clip of the data set, (H, W, 3) uint8."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(ShardReader(dataset).thumbnail(index))) as image:
+        return np.array(image.convert("RGB"))
+
+
+def _report_of(folder: Path, stage: str) -> RunReport:
+    path = folder / "report.json"
+    if not path.exists():
+        raise DataError(f"{stage} has not finished in {folder}; run `cil {stage}` first")
+    return RunReport.load(path)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+
+
+def _assemble(config: RunConfig, trained: Path, statistics: Path, model: Path) -> None:
+    """Put weights, first stage, statistics and sampling defaults into one folder."""
+    temporary = temporary_beside(model)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    shutil.copytree(trained, temporary)
+    shutil.copy2(statistics, temporary / STATISTICS_FILE)
+    sampling = asdict(config.sample)
+    sampling.pop("num_videos")
+    write_json(temporary / "sampling.json", sampling)
+    write_json(temporary / "time_noise.json", asdict(config.time_noise))
+    replace_folder(temporary, model)

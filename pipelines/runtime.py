@@ -1,0 +1,111 @@
+"""One Ray session for a command: started quietly, shared by its stages, closed at the end."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cil.errors import StageError
+from pipelines.config import ClusterConfig, environment
+
+__all__ = ["check_resources", "ray_session", "root_cause"]
+
+_CONTROLLER_POLL_S = "0.2"
+_WORKER_ENVIRONMENT = {
+    # read on import by DeepSpeed; without it a host without a GPU is guessed
+    "CPU": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+}
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]:
+    """Connect to Ray, or start a local cluster, unless this process is connected already.
+
+    Stages enter it into the command's `ExitStack` when they first need it, so one cluster serves
+    all stages of a run, and a run that is complete starts none.
+
+    Args:
+        config: cluster settings.
+        debug: show the logs of workers and of Ray itself.
+
+    Raises:
+        StageError: the cluster cannot be reached.
+    """
+    # Ray reads these when it is imported: reports return at once instead of after two seconds,
+    # and nothing is sent home.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or environment("RAY_ADDRESS")
+    level = logging.INFO if debug else logging.ERROR
+    try:
+        ray.init(
+            address=address,
+            num_cpus=None if address else config.num_cpus,
+            dashboard_host=None if address else "127.0.0.1",
+            log_to_driver=debug,
+            logging_level=level,
+            configure_logging=True,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise StageError(
+            f"cannot reach Ray at {address or 'a new local cluster'}: {error}; "
+            "check cluster.address and RAY_ADDRESS"
+        ) from error
+    _quieten(level)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quieten(level: int) -> None:
+    """Keep Ray's own progress and log lines out of ours; errors still come through."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(level)
+    # Ray 2.60 announces a new spelling of actor options that it does not accept yet.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+
+
+def check_resources(num_workers: int, per_worker: dict[str, float], setting: str) -> None:
+    """Check that the cluster can hold the workers at all, so that nothing waits for ever.
+
+    Raises:
+        StageError: the cluster has too little of a resource.
+    """
+    import ray
+
+    available = ray.cluster_resources()
+    for name, amount in per_worker.items():
+        needed, has = num_workers * amount, available.get(name, 0.0)
+        if needed > has:
+            raise StageError(
+                f"{setting} = {num_workers} needs {needed:g} {name}, the cluster has {has:g}; "
+                f"lower {setting} or use a larger cluster"
+            )
+
+
+def worker_environment(*, use_gpu: bool) -> dict[str, str]:
+    """Environment variables that worker processes need before they import anything."""
+    return {} if use_gpu else dict(_WORKER_ENVIRONMENT["CPU"])
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Follow Ray's wrapping errors to the one that user code raised."""
+    seen = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return error

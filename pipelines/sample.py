@@ -1,0 +1,213 @@
+"""Sampling videos: the last stage of a run, and `cil sample` with any model and image.
+
+cil sample --model models:/tiny-i2v@challenger --image photo.png --seed 3 --out video.mp4
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from cil.analytic_init import AnalyticInit
+from cil.errors import ConfigError, DataError
+from cil.generate import generate
+from cil.models import load
+from pipelines import tracking
+from pipelines.config import OutputConfig, RunConfig, TrackingConfig, config_to_yaml, content_hash
+from pipelines.encode import DATASET_FOLDER
+from pipelines.estimate import STATISTICS_FILE
+from pipelines.progress import console, stage_progress
+from pipelines.register import REGISTER_FOLDER, conditioning_image
+from pipelines.report import RunReport, Stopwatch
+from pipelines.storage import check_writable, read_json, write_atomic
+from pipelines.video_io import read_image, side_by_side, write_gif, write_mp4
+
+__all__ = ["SAMPLE_FOLDER", "SampleArguments", "run", "run_command"]
+
+SAMPLE_FOLDER = "sample"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleArguments:
+    """What `cil sample` takes."""
+
+    model: str
+    """models:/NAME@ALIAS, models:/NAME/VERSION, or a model folder."""
+    image: str
+    """Conditioning image: PNG, JPEG or WebP of any size; resized to cover, cropped in the centre."""
+    out: str = "video.mp4"
+    """Video to write; a GIF of the same name is written beside it."""
+    seed: Annotated[int, tyro.conf.arg(help="Seed of the start noise.")] = 0
+    """Seed of the start noise."""
+    num_videos: int = 1
+    """Videos from different noise, shown side by side."""
+    start_time: float | None = None
+    """Start time M in (0, 1]; unset takes the model's own."""
+    analytic_init: bool | None = None
+    """Start from the Analytic-Init Gaussian or from N(0, sigma^2 I); unset takes the model's own."""
+    num_steps: int | None = None
+    """Sampler steps; unset takes the model's own."""
+    tracking_uri: str = ""
+    """MLflow store of a models:/ URI; unset takes MLFLOW_TRACKING_URI."""
+
+
+def run(config: RunConfig) -> RunReport:
+    """Sample from the run's own model: the last stage of `cil run`.
+
+    Args:
+        config: the run.
+
+    Returns:
+        Paths of the mp4 and the GIF.
+    """
+    watch = Stopwatch()
+    output = Path(config.output.dir)
+    folder = output / SAMPLE_FOLDER
+    model_folder = output / REGISTER_FOLDER / "model"
+    registered = output / REGISTER_FOLDER / "report.json"
+    if not registered.exists():
+        raise DataError(f"register has not finished in {output}; run `cil register` first")
+    identity = content_hash(
+        {
+            "model": read_json(registered)["inputs"]["identity"],
+            "sample": asdict(config.sample),
+            "seed": config.seed,
+        }
+    )
+    done = folder / "report.json"
+    if done.exists() and read_json(done)["inputs"]["identity"] == identity:
+        report = RunReport.load(done)
+        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
+    image = conditioning_image(output / DATASET_FOLDER, 0)
+    outputs = _sample(
+        model_folder,
+        image,
+        out=folder / "sample.mp4",
+        seed=config.seed,
+        num_videos=config.sample.num_videos,
+        overrides={},
+    )
+    report = RunReport(
+        stage="sample",
+        reused=False,
+        inputs={"identity": identity, "model": str(model_folder)},
+        outputs=outputs,
+        metrics={"videos": float(config.sample.num_videos)},
+        seconds=watch.seconds(),
+    )
+    report.save(done)
+    return report
+
+
+def run_command(arguments: SampleArguments) -> RunReport:
+    """Sample with any model folder or registered model.
+
+    Args:
+        arguments: parsed command line.
+
+    Returns:
+        Paths of the mp4 and the GIF.
+
+    Raises:
+        ConfigError: the image, the model or a setting cannot be used.
+        StageError: MLflow failed.
+    """
+    watch = Stopwatch()
+    if arguments.num_videos < 1:
+        raise ConfigError(f"num_videos must be >= 1, got {arguments.num_videos}")
+    if not 0 <= arguments.seed < 2**63:
+        raise ConfigError(f"seed must be in [0, 2**63), got {arguments.seed}")
+    out = Path(arguments.out)
+    if out.suffix != ".mp4":
+        raise ConfigError(f"out must end in .mp4, got {out}; a GIF is written beside it")
+    check_writable(out.parent, "out")
+    image = read_image(arguments.image)
+    overrides = {
+        name: getattr(arguments, name)
+        for name in ("start_time", "num_steps", "analytic_init")
+        if getattr(arguments, name) is not None
+    }
+    outputs = _sample(
+        _model_folder(arguments),
+        image,
+        out=out,
+        seed=arguments.seed,
+        num_videos=arguments.num_videos,
+        overrides=overrides,
+    )
+    return RunReport(
+        stage="sample",
+        reused=False,
+        inputs={"model": arguments.model, "image": arguments.image, "seed": arguments.seed},
+        outputs=outputs,
+        metrics={"videos": float(arguments.num_videos)},
+        seconds=watch.seconds(),
+    )
+
+
+def _model_folder(arguments: SampleArguments) -> Path:
+    if arguments.model.startswith(("models:/", "runs:/")):
+        config = RunConfig(
+            tracking=TrackingConfig(uri=arguments.tracking_uri), output=OutputConfig(dir=".")
+        )
+        if not tracking.has_store(config):
+            raise ConfigError(
+                f"{arguments.model} needs an MLflow store; give --tracking-uri, or set "
+                "MLFLOW_TRACKING_URI (a run prints its own at the end)"
+            )
+        tracking.check_tracking(config)
+        return tracking.download_model(arguments.model, tracking.tracking_uri(config))
+    folder = Path(arguments.model)
+    if not (folder / "model.json").exists():
+        raise ConfigError(
+            f"model must be models:/NAME@ALIAS or a model folder, got {arguments.model}; a run "
+            "leaves its model folder in OUTPUT/register/model"
+        )
+    return folder
+
+
+def _sample(
+    folder: Path,
+    image: Any,
+    *,
+    out: Path,
+    seed: int,
+    num_videos: int,
+    overrides: dict[str, Any],
+) -> dict[str, Any]:
+    """Sample and write the mp4 and the GIF; returns their paths and the settings used."""
+    described = json.loads((folder / "model.json").read_bytes())
+    path = folder / "sampling.json"
+    defaults = read_json(path) if path.exists() else _library_defaults()
+    settings = {**defaults, **overrides}
+    statistics = None
+    if settings["analytic_init"]:
+        statistics = AnalyticInit.load(folder / STATISTICS_FILE)
+    model = load(described["family"], folder)
+    with stage_progress("sample: steps", settings["num_steps"]) as progress:
+        videos = generate(
+            model,
+            image,
+            seed=seed,
+            num_videos=num_videos,
+            start_time=settings["start_time"],
+            num_steps=settings["num_steps"],
+            analytic_init=statistics,
+            progress=progress.update,
+        )
+    shown = side_by_side(np.asarray(videos))
+    gif = out.with_suffix(".gif")
+    write_mp4(out, shown, fps=described["fps"])
+    write_gif(gif, shown, fps=described["fps"])
+    console.print(f"sampled {num_videos} video(s) from seed {seed} with {settings}", markup=False)
+    return {"video": str(out), "gif": str(gif), **settings}
+
+
+def _library_defaults() -> dict[str, Any]:
+    settings = asdict(RunConfig().sample)
+    settings.pop("num_videos")
+    return settings

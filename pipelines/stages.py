@@ -1,0 +1,125 @@
+"""Which stages there are, in which order, and what must be right before the first one starts."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from cil.errors import ConfigError
+from pipelines import tracking
+from pipelines.config import RunConfig
+from pipelines.progress import console
+from pipelines.report import RunReport
+from pipelines.sources import check_source_folder
+from pipelines.storage import check_writable
+
+__all__ = ["STAGES", "check_before_start", "run"]
+
+STAGES = ("encode", "train", "estimate", "register", "sample")
+"""In the order of `cil run`."""
+
+
+def check_before_start(command: str, config: RunConfig) -> None:
+    """Check everything that can be checked without starting anything, and report all of it.
+
+    Args:
+        command: a stage, or ``run`` for all of them.
+        config: the run.
+
+    Raises:
+        ConfigError: one line per problem.
+    """
+    checks: list[Callable[[], None]] = [
+        lambda: check_writable(Path(config.output.dir), "output.dir")
+    ]
+    if command in ("run", "encode"):
+        checks.append(lambda: check_source_folder(config.data.videos))
+        checks.append(lambda: _check_first_stage(config))
+    if command in ("run", "train", "register"):
+        checks.append(lambda: tracking.check_tracking(config))
+    if command in ("run", "train"):
+        checks.append(lambda: _check_model(config))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\nerror: ".join(problems))
+
+
+def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunReport]:
+    """Run one stage, or all of them in one Ray session.
+
+    Args:
+        command: a stage, or ``run``.
+        config: the run.
+        debug: show the logs of workers.
+
+    Returns:
+        One report per stage.
+    """
+    check_before_start(command, config)
+    reports = []
+    with ExitStack() as session:
+        for number, stage in enumerate(STAGES, 1):
+            if command not in ("run", stage):
+                continue
+            if command == "run":
+                console.print(f"[bold]stage {number}/{len(STAGES)}: {stage}[/bold]")
+            reports.append(_run_stage(stage, config, session, debug=debug))
+    return reports
+
+
+def _run_stage(stage: str, config: RunConfig, session: ExitStack, *, debug: bool) -> RunReport:
+    # Imported here: each brings its own heavy libraries.
+    if stage == "encode":
+        from pipelines import encode
+
+        return encode.run(config, session=session, debug=debug)
+    if stage == "train":
+        from pipelines import train
+
+        return train.run(config, session=session, debug=debug)
+    if stage == "estimate":
+        from pipelines import estimate
+
+        return estimate.run(config, session=session, debug=debug)
+    if stage == "register":
+        from pipelines import register
+
+        return register.run(config)
+    from pipelines import sample
+
+    return sample.run(config)
+
+
+def _check_first_stage(config: RunConfig) -> None:
+    if config.first_stage.path is None:
+        return
+    from cil.errors import DataError
+    from cil.models import load_first_stage
+
+    try:
+        stage = load_first_stage(config.first_stage.path)
+    except (DataError, OSError) as error:
+        raise ConfigError(f"first_stage.path: {error}") from error
+    for name in ("height", "width"):
+        size = getattr(config.data, name)
+        if size % stage.downsampling:
+            raise ConfigError(
+                f"data.{name} must be a multiple of {stage.downsampling}, which is what the first "
+                f"stage in {config.first_stage.path} divides by, got {size}"
+            )
+
+
+def _check_model(config: RunConfig) -> None:
+    """Let the family check its own settings."""
+    from dataclasses import asdict
+
+    from cil.models.tiny_config import TinyConfig
+
+    settings = asdict(config.model)
+    settings.pop("family")
+    TinyConfig(**settings)
+    config.time_noise.build(TinyConfig(**settings).schedule)

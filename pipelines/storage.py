@@ -1,0 +1,132 @@
+"""Writing files so that a reader sees all of a file or none of it.
+
+Every result of a stage goes through `write_atomic` or `temporary_beside` + `commit`: a temporary file
+in the same folder, flushed to disk, then renamed. A killed process leaves at most a temporary file,
+which `remove_temporaries` clears at the next start.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cil.errors import ConfigError
+
+__all__ = [
+    "check_writable",
+    "commit",
+    "read_json",
+    "remove_temporaries",
+    "replace_folder",
+    "sha256_of_file",
+    "temporary_beside",
+    "write_atomic",
+    "write_json",
+]
+
+_SUFFIX = ".tmp"
+
+
+def temporary_beside(path: Path) -> Path:
+    """Name a temporary file or folder next to ``path``, unique to this process."""
+    return path.parent / f".{path.name}.{os.getpid()}{_SUFFIX}"
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Move a finished temporary file to its final name and make the rename durable."""
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def replace_folder(temporary: Path, path: Path) -> None:
+    """Move a finished temporary folder to its final name, replacing what was there."""
+    if path.exists():
+        old = path.parent / f".{path.name}.old.{os.getpid()}{_SUFFIX}"
+        os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a whole file under its final name, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        commit(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON with sorted keys, atomically."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_bytes())
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes left half-written in ``folder`` (not in its sub-folders)."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob(f".*{_SUFFIX}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file's content; returns hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Check that files can be created in ``folder``, without leaving anything behind.
+
+    Args:
+        folder: a folder that exists, or could be made.
+        name: the setting it comes from, for the message.
+
+    Raises:
+        ConfigError: it is a file, or it cannot be made or written.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    problem = None
+    if not existing.is_dir():
+        problem = f"{existing} is a file"
+    else:
+        probe = existing / f".writable.{os.getpid()}{_SUFFIX}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            problem = str(error)
+    if problem:
+        raise ConfigError(
+            f"{name}: cannot write to {folder}: {problem}; choose a folder that you may write to"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,408 @@
+"""MLflow: runs, metrics and the model registry. With `pyfunc_model.py` the only importer of mlflow.
+
+The driver starts the run and registers the model; during training Ray's controller sends metrics by
+run id (`log_rows`); workers never come here. Importing this module does not import mlflow.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cil.errors import ConfigError, StageError
+from pipelines.config import RunConfig, environment, redact_uri
+from pipelines.records import Manifest
+from pipelines.storage import check_writable, read_json, write_json
+
+if TYPE_CHECKING:
+    from pipelines.metrics_log import MetricsLog
+
+__all__ = [
+    "MLFLOW_FOLDER",
+    "RegisteredModel",
+    "check_tracking",
+    "download_model",
+    "finish_run",
+    "has_store",
+    "log_rows",
+    "register_model",
+    "shown_uri",
+    "start_run",
+    "sync_metrics",
+    "tracking_uri",
+]
+
+MLFLOW_FOLDER = "mlflow"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_LOGGED_METRICS = ("loss", "grad_norm", "learning_rate", "sigma_cond")
+_BATCH = 900
+_TIMEOUT_S = 5
+
+_log = logging.getLogger(__name__)
+
+RegisteredModel = dict[str, str]
+"""name, version, uri (models:/NAME/VERSION), alias, run_id."""
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Return the tracking URI: configured, else MLFLOW_TRACKING_URI, else sqlite in the output."""
+    uri = config.tracking.uri or environment("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    path = (Path(config.output.dir) / MLFLOW_FOLDER / "mlflow.db").resolve()
+    return f"sqlite:///{path}"
+
+
+def has_store(config: RunConfig) -> bool:
+    """Tell whether a tracking URI was given, by setting or by environment."""
+    return bool(config.tracking.uri or environment("MLFLOW_TRACKING_URI"))
+
+
+def shown_uri(config: RunConfig) -> str:
+    """Return the tracking URI without its password, for people and files."""
+    return redact_uri(tracking_uri(config))
+
+
+def check_tracking(config: RunConfig) -> None:
+    """Check that the tracking store can be reached, without writing to it.
+
+    Raises:
+        ConfigError: unknown kind of URI, no server there, or a place that cannot be written.
+    """
+    uri = tracking_uri(config)
+    shown = redact_uri(uri)
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in ("http", "https"):
+        _check_server(uri, shown)
+    elif scheme == "sqlite":
+        path = Path(uri.partition("sqlite:///")[2])
+        check_writable(path.parent, "tracking.uri")
+    elif scheme in _DATABASES:
+        _check_database(uri, shown)
+    else:
+        raise ConfigError(
+            f"tracking.uri must be http(s)://, sqlite:/// or another database URI, got {shown!r}; "
+            "MLflow no longer records runs in plain folders, use sqlite:///FOLDER/mlflow.db"
+        )
+
+
+def _check_server(uri: str, shown: str) -> None:
+    import requests
+
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S)
+        problem = None if answer.ok else f"it answered {answer.status_code}"
+    except requests.RequestException as error:
+        problem = f"{type(error).__name__}"
+    if problem:
+        raise ConfigError(
+            f"tracking.uri: no MLflow server at {shown} ({problem}); start it with "
+            "`mlflow server`, or leave tracking.uri empty for a local sqlite store"
+        )
+
+
+def _check_database(uri: str, shown: str) -> None:
+    import sqlalchemy
+
+    try:
+        sqlalchemy.create_engine(uri).connect().close()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0].replace(uri, shown)
+        raise ConfigError(
+            f"tracking.uri: cannot connect to {shown}: {reason}; check the address and the driver"
+        ) from error
+
+
+def _client(uri: str) -> Any:
+    """Make an MLflow client that gives up soon and never unpickles."""
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.models"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import mlflow
+
+    path = uri.partition("sqlite:///")[2]
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def _explained(doing: str, uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into one that says what was being done and where."""
+    import mlflow
+    import requests
+
+    try:
+        yield
+    except (mlflow.MlflowException, requests.RequestException) as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(
+            f"MLflow at {redact_uri(uri)} failed while {doing}: {reason}; when it works again, run "
+            "the same command to go on"
+        ) from error
+
+
+def start_run(config: RunConfig, folder: Path, manifest: Manifest, identity: str) -> str:
+    """Create the MLflow run of a training, or return the one that this training already has.
+
+    Args:
+        config: the run; its settings become parameters.
+        folder: the training folder, where the run id is kept.
+        manifest: the data set, logged as the run's input.
+        identity: hash of the training; another one gets another run.
+
+    Returns:
+        The run id.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    client = _client(uri)
+    import mlflow
+
+    kept = folder / "mlflow_run.json"
+    with _explained("starting the run", uri):
+        if kept.exists():
+            before = read_json(kept)
+            if before["identity"] == identity and before["uri"] == redact_uri(uri):
+                client.update_run(before["run_id"], status="RUNNING")
+                return str(before["run_id"])
+        experiment_id = _experiment(client, config, uri)
+        run = client.create_run(
+            experiment_id,
+            run_name=f"train-{identity[:12]}",
+            tags={
+                "train_identity": identity,
+                "manifest_fingerprint": manifest.fingerprint,
+                "seed": str(config.seed),
+            },
+        )
+        run_id = str(run.info.run_id)
+        parameters = [mlflow.entities.Param(k, str(v)[:500]) for k, v in _parameters(config)]
+        client.log_batch(run_id, params=parameters)
+        _log_dataset(client, run_id, config, manifest)
+    write_json(kept, {"run_id": run_id, "identity": identity, "uri": redact_uri(uri)})
+    return run_id
+
+
+def _experiment(client: Any, config: RunConfig, uri: str) -> str:
+    name = config.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    database = uri.partition("sqlite:///")[2]
+    if database:  # without a server there is no default place for artifacts but the current folder
+        location = (Path(database).resolve().parent / "artifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _parameters(config: RunConfig) -> list[tuple[str, Any]]:
+    """Flatten the settings that decide the model; places and secrets are left out."""
+    flat: list[tuple[str, Any]] = [("seed", config.seed)]
+    for section, values in asdict(config).items():
+        if isinstance(values, dict) and section not in ("tracking", "output", "cluster"):
+            flat += [(f"{section}.{key}", value) for key, value in values.items()]
+    return flat
+
+
+def _log_dataset(client: Any, run_id: str, config: RunConfig, manifest: Manifest) -> None:
+    import mlflow
+
+    source = json.dumps({"uri": str(Path(config.output.dir) / "dataset")})
+    dataset = mlflow.entities.Dataset(
+        name=Path(config.data.videos).name or "videos",
+        digest=manifest.fingerprint[:36],  # MLflow's limit
+        source_type="local",
+        source=source,
+        profile=json.dumps(manifest.totals),
+    )
+    tag = mlflow.entities.InputTag("mlflow.data.context", "training")
+    client.log_inputs(run_id, [mlflow.entities.DatasetInput(dataset, tags=[tag])])
+
+
+def log_rows(uri: str, run_id: str, rows: list[dict[str, float]]) -> bool:
+    """Send rows of training metrics; a failure is logged and returned, never raised.
+
+    The rows are in the metrics file already and `sync_metrics` sends what is missing, so a tracking
+    server that is away does not stop a training.
+
+    Returns:
+        Whether all of it was sent.
+    """
+    client = _client(uri)
+    import mlflow
+    import requests
+
+    now = int(time.time() * 1000)
+    metrics = [
+        mlflow.entities.Metric(name, row[name], now, int(row["step"]))
+        for row in rows
+        for name in _LOGGED_METRICS
+    ]
+    try:
+        for start in range(0, len(metrics), _BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    except (mlflow.MlflowException, requests.RequestException) as error:
+        _log.warning("metrics kept for later, MLflow at %s failed: %s", redact_uri(uri), error)
+        return False
+    return True
+
+
+def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
+    """Send the rows that MLflow does not have yet.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    client = _client(uri)
+    with _explained("completing the metrics", uri):
+        there = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+    missing = [row for row in log.rows() if int(row["step"]) not in there]
+    if missing and not log_rows(uri, run_id, missing):
+        raise StageError(
+            f"MLflow at {redact_uri(uri)} does not take the metrics; run the same command again"
+        )
+
+
+def finish_run(config: RunConfig, run_id: str, *, failed: bool = False) -> None:
+    """Close a run."""
+    uri = tracking_uri(config)
+    with _explained("closing the run", uri):
+        _client(uri).set_terminated(run_id, status="FAILED" if failed else "FINISHED")
+
+
+def register_model(
+    config: RunConfig,
+    run_id: str,
+    folder: Path,
+    *,
+    identity: str,
+    input_example: Any,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+) -> RegisteredModel:
+    """Log a model folder as pyfunc by models-from-code, register it and give it the alias.
+
+    Args:
+        config: the run.
+        run_id: MLflow run the model came from.
+        folder: complete model folder.
+        identity: hash of the model; a version that has it already is returned, not made again.
+        input_example: (H, W, 3) uint8 image.
+        tags: tags of the version.
+        metrics: logged to the run.
+
+    Returns:
+        Name, version, URI and alias.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri, name = tracking_uri(config), config.tracking.model_name
+    client = _client(uri)
+    import mlflow
+
+    alias = "challenger"
+    with _explained("registering the model", uri):
+        version = _find_version(client, name, identity)
+        if version is None:
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+            for key, value in metrics.items():
+                client.log_metric(run_id, key, value)
+            with mlflow.start_run(run_id=run_id):
+                logged = _log_model(folder, input_example)
+            made = mlflow.register_model(
+                logged.model_uri, name, tags={**tags, "model_identity": identity}
+            )
+            version = str(made.version)
+        client.set_registered_model_alias(name, alias, version)
+    return {
+        "name": name,
+        "version": version,
+        "uri": f"models:/{name}/{version}",
+        "alias": alias,
+        "run_id": run_id,
+    }
+
+
+def _find_version(client: Any, name: str, identity: str) -> str | None:
+    for found in client.search_model_versions(f"name='{name}'"):
+        if found.tags.get("model_identity") == identity:
+            return str(found.version)
+    return None
+
+
+def _log_model(folder: Path, input_example: Any) -> Any:
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    import cil
+    from pipelines import pyfunc_model
+
+    defaults = read_json(folder / "sampling.json")
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
+        params=ParamSchema(
+            [
+                ParamSpec("seed", "long", 0),
+                ParamSpec("start_time", "double", float(defaults["start_time"])),
+                ParamSpec("num_steps", "long", int(defaults["num_steps"])),
+                ParamSpec("analytic_init", "boolean", bool(defaults["analytic_init"])),
+            ]
+        ),
+    )
+    assert cil.__file__ and pyfunc_model.__file__
+    return mlflow.pyfunc.log_model(
+        name="model",
+        python_model=pyfunc_model.__file__,
+        artifacts={"model": str(folder)},
+        code_paths=[str(Path(cil.__file__).parent)],
+        signature=signature,
+        input_example=input_example,
+        pip_requirements=_serving_requirements(),
+    )
+
+
+def _serving_requirements() -> list[str]:
+    """Pin what loading and sampling need, as installed here."""
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers", "safetensors", "numpy", "mlflow")
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
+
+
+def download_model(uri: str, store: str) -> Path:
+    """Fetch a registered model and return its model folder.
+
+    Args:
+        uri: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model.
+        store: tracking URI.
+
+    Raises:
+        StageError: there is no such model, or MLflow failed.
+    """
+    _client(store)
+    import mlflow
+
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    with _explained(f"fetching {uri}", store):
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    found = folder / "artifacts" / "model"
+    if not (found / "model.json").exists():
+        raise StageError(f"{uri} is not a model of this project; it has no artifacts/model folder")
+    return found

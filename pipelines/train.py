@@ -1,0 +1,252 @@
+"""Stage 2, on Ray Train with DeepSpeed: latent shards in, a fine-tuned network out.
+
+The driver checks everything that can be checked, starts one worker per GPU (or CPU core) and waits.
+Each worker builds the same network, takes its share of every batch, and takes optimiser steps
+(`train_step.py`). Running the same command again resumes from the last committed checkpoint.
+Run: `cil train --config configs/demo.yaml`.
+"""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cil.errors import ConfigError, StageError
+from pipelines import tracking
+from pipelines.checkpoint import EMA_FILE
+from pipelines.config import RunConfig, config_to_yaml, content_hash, validate_config
+from pipelines.encode import DATASET_FOLDER
+from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, watch_board
+from pipelines.model_folder import build_model, save_model
+from pipelines.report import RunReport, Stopwatch
+from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
+from pipelines.shards import ShardReader
+from pipelines.storage import read_json, remove_temporaries, write_atomic
+
+__all__ = ["TRAIN_FOLDER", "run", "train_identity"]
+
+TRAIN_FOLDER = "train"
+
+
+def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunReport:
+    """Fine-tune the network on ``OUTPUT/dataset`` and export it to ``OUTPUT/train/model``.
+
+    Args:
+        config: the run.
+        session: where the Ray session is entered if one is needed.
+        debug: show the logs of workers.
+
+    Returns:
+        Paths, losses and durations.
+
+    Raises:
+        DataError: there is no data set, or it is damaged.
+        ConfigError: more workers than clips.
+        StageError: training failed; the last committed checkpoint is kept.
+    """
+    watch = Stopwatch()
+    output = Path(config.output.dir)
+    folder = output / TRAIN_FOLDER
+    reader = ShardReader(output / DATASET_FOLDER)
+    manifest = reader.manifest
+    identity = train_identity(config, manifest.fingerprint)
+    done = folder / "report.json"
+    if done.exists() and read_json(done)["inputs"]["identity"] == identity:
+        report = RunReport.load(done)
+        if (Path(report.outputs["model"]) / "model.json").exists():
+            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    if config.train.num_workers > len(reader):
+        raise ConfigError(
+            f"train.num_workers must be <= the number of clips, got {config.train.num_workers} "
+            f"workers and {len(reader)} clips; lower train.num_workers or encode more videos"
+        )
+    reader.check_all()
+    remove_temporaries(folder)
+    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
+    run_id = tracking.start_run(config, folder, manifest, identity)
+    log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
+    session.enter_context(ray_session(config.cluster, debug=debug))
+    checkpoint = _fit(config, folder, identity, manifest.fingerprint, run_id, log)
+    model = folder / "model"
+    save_model(config, output / DATASET_FOLDER, model, weights=checkpoint / EMA_FILE)
+    losses = log.losses()
+    tracking.sync_metrics(config, run_id, log)
+    tail = losses[-max(1, len(losses) // 10) :]
+    report = RunReport(
+        stage="train",
+        reused=False,
+        inputs={"dataset": manifest.fingerprint, "identity": identity, "clips": len(reader)},
+        outputs={
+            "model": str(model),
+            "metrics": str(log.path),
+            "checkpoint": str(checkpoint),
+            "mlflow_run_id": run_id,
+        },
+        metrics={
+            "steps": float(config.train.num_steps),
+            "loss_first": losses[0],
+            "loss_last_tenth": sum(tail) / len(tail),
+        },
+        seconds=watch.seconds(),
+    )
+    report.save(done)
+    return report
+
+
+def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
+    """Hash of everything that decides the trained weights: a run's name and its checkpoints' seal."""
+    settings = asdict(config.train)
+    for name in ("log_every", "num_checkpoints_kept", "max_failures", "checkpoint_every"):
+        settings.pop(name)
+    return content_hash(
+        {
+            "seed": config.seed,
+            "model": asdict(config.model),
+            "time_noise": asdict(config.time_noise),
+            "train": settings,
+            "manifest": manifest_fingerprint,
+        }
+    )
+
+
+def _fit(
+    config: RunConfig,
+    folder: Path,
+    identity: str,
+    manifest_fingerprint: str,
+    run_id: str,
+    log: MetricsLog,
+) -> Path:
+    """Run Ray Train to the last step; returns the folder of the last checkpoint."""
+    train = config.train
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    resources: dict[str, float] = {"CPU": train.cpus_per_worker}
+    if train.use_gpu:
+        resources["GPU"] = 1
+    check_resources(train.num_workers, resources, "train.num_workers")
+    board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": asdict(config),
+            "dataset": str((Path(config.output.dir) / DATASET_FOLDER).resolve()),
+            "config_hash": identity,
+            "manifest_fingerprint": manifest_fingerprint,
+        },
+        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RayRunConfig(
+            name=f"train-{identity[:12]}",
+            storage_path=str((folder / "ray").resolve()),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=train.num_checkpoints_kept),
+            callbacks=[
+                ReportCallback(
+                    log_path=log.path.resolve(),
+                    board=board,
+                    tracking_uri=tracking.tracking_uri(config),
+                    run_id=run_id,
+                )
+            ],
+            worker_runtime_env={"env_vars": worker_environment(use_gpu=train.use_gpu)},
+        ),
+    )
+    try:
+        with watch_board(board, title="train: steps", total=train.num_steps):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", None) or {}
+        rank, first = next(iter(failures.items()), (None, error))
+        cause = root_cause(first)
+        where = f" on worker {rank}" if rank is not None else ""
+        raise StageError(
+            f"training failed{where}: {type(cause).__name__}: {cause}; the last committed "
+            "checkpoint is kept, run the same command again to go on from it"
+        ) from error
+    outcome = result.return_value or {}
+    if "stopped" in outcome:
+        raise StageError(outcome["stopped"])
+    if result.checkpoint is None:
+        raise StageError("training ended without a checkpoint; this is a bug, please report it")
+    return Path(result.checkpoint.path)
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """One training process; Ray Train calls it on every worker.
+
+    Args:
+        settings: the resolved configuration and where the data set is.
+
+    Returns:
+        ``{"stopped": reason}`` if a guard stopped the run on all workers, else an empty dict.
+    """
+    import deepspeed
+    import ray.train
+    import torch
+    from ray.train import Checkpoint
+
+    from pipelines.checkpoint import ShardedEma, TrainState, load_checkpoint, save_checkpoint
+    from pipelines.train_step import NonFiniteLossError, TrainStep
+    from pipelines.zero_config import deepspeed_config, learning_rate
+
+    config = validate_config(settings["config"], source="the driver's configuration")
+    train = config.train
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(train.cpus_per_worker)
+    reader = ShardReader(Path(settings["dataset"]))
+    model = build_model(config, Path(settings["dataset"]))
+    deepspeed.init_distributed(dist_backend="nccl" if train.use_gpu else "gloo")
+    engine, *_ = deepspeed.initialize(
+        model=model.network,
+        model_parameters=[p for p in model.network.parameters() if p.requires_grad],
+        config=deepspeed_config(train),
+    )
+    ema = ShardedEma(engine, train.ema_decay)
+    state = TrainState(
+        seed=config.seed,
+        world_size=world_size,
+        config_hash=settings["config_hash"],
+        manifest_fingerprint=settings["manifest_fingerprint"],
+    )
+    last_checkpoint = ray.train.get_checkpoint()
+    if last_checkpoint is not None:
+        with last_checkpoint.as_directory() as saved:
+            state = load_checkpoint(Path(saved), engine=engine, ema=ema, expected=state, rank=rank)
+    step_of = TrainStep(config, model, reader, engine, rank=rank, world_size=world_size)
+    rows: list[dict[str, float]] = []
+    while state.num_steps < train.num_steps:
+        started = time.monotonic()
+        step = state.num_steps
+        try:
+            row = step_of(step, learning_rate=learning_rate(train, step))
+        except NonFiniteLossError as error:
+            return {"stopped": str(error)}  # every rank sees the same loss and stops here
+        ema.update()
+        state.num_steps += 1
+        state.num_clips_seen += train.global_batch_size
+        rows.append({**row, "step": step, "seconds": time.monotonic() - started})
+        last = state.num_steps == train.num_steps
+        if last or state.num_steps % train.checkpoint_every == 0:
+            with tempfile.TemporaryDirectory() as temporary:
+                save_checkpoint(
+                    Path(temporary), engine=engine, ema=ema, state=state, rank=rank, last=last
+                )
+                ray.train.report({"rows": rows}, checkpoint=Checkpoint.from_directory(temporary))
+            rows = []
+        elif state.num_steps % train.log_every == 0:
+            ray.train.report({"rows": rows})
+            rows = []
+    engine.destroy()
+    return {}

@@ -1,0 +1,139 @@
+"""One optimiser step: read the worker's clips, draw their noise, forward, backward, update. No Ray.
+
+All randomness comes from (seed, place in the global batch, purpose, step), so losses do not depend
+on how many workers share the batch.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cil.errors import StageError
+from cil.losses import LossResult, denoising_loss, draw_training
+from cil.models import ImageToVideoModel
+from cil.rng import Stream, normal
+from pipelines.config import RunConfig
+from pipelines.data_order import clip_indices, worker_slots
+from pipelines.shards import LatentClip, ShardReader
+from pipelines.zero_config import micro_batch_size
+
+__all__ = ["NonFiniteLossError", "TrainStep"]
+
+
+class NonFiniteLossError(StageError):
+    """A loss that is NaN or infinite; raised on every rank, before the weights are touched."""
+
+
+class TrainStep:
+    """Takes optimiser steps with a DeepSpeed engine."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: ImageToVideoModel,
+        reader: ShardReader,
+        engine: Any,
+        *,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._config, self._model, self._reader, self._engine = config, model, reader, engine
+        self._slots = worker_slots(
+            global_batch_size=config.train.global_batch_size, rank=rank, world_size=world_size
+        )
+        self._world_size = world_size
+        self._micro = micro_batch_size(config.train)
+        self._corruption = config.time_noise.build(model.schedule)
+
+    def __call__(self, step: int, *, learning_rate: float) -> dict[str, float]:
+        """Take one optimiser step; a collective call.
+
+        Args:
+            step: optimiser step, from 0.
+            learning_rate: of this step.
+
+        Returns:
+            loss (mean over the global batch), grad_norm, learning_rate, clips, sigma_cond.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite.
+        """
+        config, engine = self._config, self._engine
+        indices = clip_indices(
+            num_clips=len(self._reader),
+            global_batch_size=config.train.global_batch_size,
+            step=step,
+            seed=config.seed,
+        )
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        total, sigma_cond_total = 0.0, 0.0
+        for start in range(0, len(self._slots), self._micro):
+            slots = list(self._slots[start : start + self._micro])
+            clips = [self._reader.clip(indices[slot]) for slot in slots]
+            result = self._loss(clips, slots, step)
+            mean_loss = self._mean_over_ranks(result.loss.detach())
+            if not torch.isfinite(mean_loss):
+                keys = [self._reader.key(index) for index in indices]
+                raise NonFiniteLossError(
+                    f"the loss of step {step} is {mean_loss.item()}; stopped before the weights "
+                    f"were touched. Lower train.learning_rate, or look at these clips: {keys}"
+                )
+            engine.backward(result.loss)
+            engine.step()
+            total += mean_loss.item() * len(slots)
+            sigma_cond_total += result.sigma_cond.sum().item()
+        share = len(self._slots)
+        return {
+            "loss": total / share,
+            "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+            "learning_rate": learning_rate,
+            "sigma_cond": sigma_cond_total / share,
+            "clips": float(config.train.global_batch_size),
+        }
+
+    def _loss(self, clips: list[LatentClip], slots: list[int], step: int) -> LossResult:
+        """Draw this step's noise for some places of the global batch and return their loss."""
+        config, model = self._config, self._model
+        device = self._engine.device
+        mean = torch.stack([clip.mean for clip in clips]).to(device)
+        std = torch.stack([clip.std for clip in clips]).to(device)
+        tokens = torch.stack([clip.image_embeds for clip in clips]).to(device)
+        ids = torch.tensor(slots, dtype=torch.int64, device=device)
+
+        def noise(like: Tensor, stream: Stream) -> Tensor:
+            return normal(
+                like.shape[1:], seed=config.seed, sample_ids=ids, stream=stream, step=step
+            )
+
+        clean = (mean + std * noise(mean, Stream.POSTERIOR)) * model.first_stage.scaling_factor
+        first, first_std = mean[:, :1], std[:, :1]
+        conditioning = first + first_std * noise(first, Stream.COND_POSTERIOR)
+        draws = draw_training(
+            clean.shape,
+            schedule=model.schedule,
+            corruption=self._corruption,
+            seed=config.seed,
+            sample_ids=ids,
+            step=step,
+            token_shape=tokens.shape[1:],
+        )
+        return denoising_loss(
+            model.network_call(fps=clips[0].record.fps, network=self._engine),
+            clean,
+            conditioning * model.conditioning_scale,
+            schedule=model.schedule,
+            parameterization=model.parameterization,
+            corruption=self._corruption,
+            draws=draws,
+            dropout=config.train.condition_dropout,
+            tokens=tokens,
+        )
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        if self._world_size > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+            value /= self._world_size
+        return value

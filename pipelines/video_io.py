@@ -1,0 +1,103 @@
+"""Images in, videos out: mp4 for players, GIF for pages, contact sheets for eyes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cil.errors import ConfigError
+from pipelines.storage import commit, temporary_beside
+
+__all__ = ["enlarge", "read_image", "side_by_side", "write_gif", "write_mp4"]
+
+Video = npt.NDArray[np.uint8]
+"""(F, H, W, 3) uint8 RGB."""
+
+_SMALLEST_SIDE = 256
+_GAP = 8
+
+
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+    """Read an image file as (H, W, 3) uint8 RGB.
+
+    Raises:
+        ConfigError: it is missing or not an image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(
+            f"cannot read the image {path}: {error}; give a PNG, JPEG or WebP file"
+        ) from error
+
+
+def enlarge(video: Video) -> Video:
+    """Enlarge a small video by a whole number so that people can see it."""
+    import cv2
+
+    height, width = video.shape[1:3]
+    factor = max(1, -(-_SMALLEST_SIDE // min(height, width)))
+    if factor == 1:
+        return video
+    size = (width * factor, height * factor)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in video])
+
+
+def side_by_side(videos: Any) -> Video:
+    """Put (B, F, H, W, 3) videos in one row, enlarged, with a light gap between them."""
+    parts: list[Video] = []
+    for number, video in enumerate(np.asarray(videos)):
+        large = enlarge(video)
+        if number:
+            parts.append(np.full((*large.shape[:2], _GAP, 3), 255, np.uint8))
+        parts.append(large)
+    return np.concatenate(parts, axis=2)
+
+
+def write_mp4(path: Path, video: Video, *, fps: float) -> None:
+    """Write an H.264 file that every player opens; odd sizes are padded by one pixel."""
+    from fractions import Fraction
+
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = video.shape[1:3]
+    video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    temporary = temporary_beside(path)
+    with av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "16", "threads": "1"}
+        for frame in video:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    commit(temporary, path)
+
+
+def write_gif(path: Path, video: Video, *, fps: float) -> None:
+    """Write an endless GIF with one palette for all frames, so that colours do not flicker."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    palette = Image.fromarray(video.reshape(-1, *video.shape[2:])).quantize(256)
+    frames = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in video
+    ]
+    temporary = temporary_beside(path)
+    frames[0].save(
+        temporary,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 / fps),
+        loop=0,
+    )
+    commit(temporary, path)

@@ -1,1 +1,1 @@
-"""The distributed stages: Ray Data, Ray Train with DeepSpeed, and MLflow around the method in ``cil``."""
+"""The distributed stages: Ray Data, Ray Train, DeepSpeed and MLflow around the method in `cil`."""

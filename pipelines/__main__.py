@@ -1,7 +1,7 @@
 """The command line: `cil STAGE --config FILE [--dotted.override VALUE]`, or `python -m pipelines`.
 
 Only the command that was asked for is imported, so `cil --help` is quick. Exit codes: 0 everything
-asked for is done, 2 a mistake in the command or the configuration before anything started, 1 failed.
+asked for is done, 2 a mistake in command or configuration before anything started, 1 failed.
 """
 
 import argparse

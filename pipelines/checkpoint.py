@@ -3,7 +3,7 @@
 All ranks write into their own temporary folder, Ray merges and commits them; a checkpoint that Ray
 has not committed does not exist. Inside:
 
-    state/                  DeepSpeed's shards of weights and optimiser (written and read by it alone)
+    state/                  DeepSpeed's shards of weights and optimiser, for it alone to read
     ema_rank0.safetensors   each rank's shard of the weight average
     train_state.json        steps, clips seen, and the hashes that must agree on resume
     ema.safetensors         the whole weight average, in the checkpoint of the last step

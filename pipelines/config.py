@@ -280,7 +280,7 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
             f"got {len(model.num_attention_heads)} and {len(model.block_out_channels)}"
         )
     if model.sigma_max <= model.sigma_min:
-        yield f"model.sigma_max must be > model.sigma_min = {model.sigma_min}, got {model.sigma_max}"
+        yield f"model.sigma_max must be > sigma_min = {model.sigma_min}, got {model.sigma_max}"
     if train.global_batch_size % (train.num_workers * (train.micro_batch_size or 1)):
         micro = f" * micro_batch_size = {train.micro_batch_size}" if train.micro_batch_size else ""
         yield (

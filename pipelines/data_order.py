@@ -1,8 +1,8 @@
 """Which clip is trained on when: pure functions of integers, so a resumed run goes on exactly.
 
 Clips form one endless sequence, epoch after epoch, each epoch its own permutation. Step s takes the
-positions [s * B, (s + 1) * B) of it, B the global batch; a worker takes its contiguous share. Nothing
-depends on the number of workers, and no clip is lost where one epoch ends and the next begins.
+positions [s * B, (s + 1) * B) of it, B the global batch; a worker takes its contiguous share.
+Nothing depends on the number of workers, and no clip is lost where one epoch ends.
 """
 
 from functools import lru_cache

@@ -1,11 +1,12 @@
 """Videos to clips: bytes of a file in, uint8 frames at the wanted rate and size out.
 
-`probe_video` reads the packets without decoding them: they give the presentation time of every frame.
+`probe_video` reads the packets without decoding: they give the presentation time of every frame.
 `decode_clips` decodes once, in order, and keeps the frames that are on screen at the wanted times.
 decord decodes where it is known to be right; PyAV decodes everything else, and whatever decord
 could not. Neither ever seeks: random access gives wrong frames on many files.
 """
 
+import itertools
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -247,63 +248,66 @@ def _cut(
     frames: Iterator[tuple[float, Frame]], probe: VideoProbe, transform: ClipTransform
 ) -> tuple[DecodedClip, ...]:
     """Keep the frame that is on screen at each of the times 0, 1/fps, 2/fps, ..."""
-    wanted_max = None if transform.max_clips is None else transform.max_clips * transform.num_frames
-    kept: list[tuple[int, Frame]] = []
+    kept = _KeptFrames(transform)
     times: list[float] = []
     current: Frame | None = None
-    for index, (time_s, frame) in enumerate(frames):
-        if times and current is not None:
-            _keep_until(time_s - times[0], index - 1, current, kept, transform, wanted_max)
+    # Decoding goes on to the end even if enough is kept: a broken file is refused as a whole.
+    for time_s, frame in frames:
+        if current is not None:
+            kept.keep_until(time_s - times[0], len(times) - 1, current)
         times.append(time_s)
         current = frame
-        # A file is refused as a whole, so decoding goes on to its end even if enough is kept.
     if current is None:
         raise DataError("no frame could be decoded")
-    gaps = [late - early for early, late in zip(times, times[1:], strict=False)]
+    gaps = [late - early for early, late in itertools.pairwise(times)]
     last_gap = statistics.median(gaps) if gaps else 1 / max(probe.average_fps, 1.0)
     duration = times[-1] - times[0] + last_gap
-    _keep_until(duration, len(times) - 1, current, kept, transform, wanted_max)
-    num_clips = len(kept) // transform.num_frames
-    if not num_clips:
-        needed = transform.num_frames / transform.fps
+    kept.keep_until(duration, len(times) - 1, current)
+    clips = kept.clips()
+    if not clips:
         raise DecodeError(
             f"too short: {duration:.2f} s, and one clip of {transform.num_frames} frames at "
-            f"{transform.fps:g} Hz needs {needed:.2f} s",
+            f"{transform.fps:g} Hz needs {transform.num_frames / transform.fps:.2f} s",
             stage="select",
             decoder=None,
             exception="TooShort",
         )
-    clips = []
-    for number in range(num_clips):
-        part = kept[number * transform.num_frames : (number + 1) * transform.num_frames]
-        start = number * transform.num_frames / transform.fps
-        clips.append(
+    return clips
+
+
+class _KeptFrames:
+    """Frames at the wanted rate and size, in order."""
+
+    def __init__(self, transform: ClipTransform) -> None:
+        self._transform = transform
+        self._numbers: list[int] = []
+        self._frames: list[Frame] = []
+        most = transform.max_clips
+        self._wanted = None if most is None else most * transform.num_frames
+
+    def keep_until(self, end_s: float, number: int, frame: Frame) -> None:
+        """Keep source frame ``number`` for each wanted time before ``end_s``, when it vanishes."""
+        transform, resized = self._transform, None
+        while len(self._frames) / transform.fps < end_s - _TIME_TOLERANCE_S:
+            if self._wanted is not None and len(self._frames) >= self._wanted:
+                return
+            if resized is None:
+                resized = _cover_and_crop(frame, transform.height, transform.width)
+            self._numbers.append(number)
+            self._frames.append(resized)
+
+    def clips(self) -> tuple[DecodedClip, ...]:
+        """Cut what was kept into clips that follow each other; an incomplete last one is left."""
+        length, fps = self._transform.num_frames, self._transform.fps
+        return tuple(
             DecodedClip(
-                start_s=start,
-                end_s=start + transform.num_frames / transform.fps,
-                frames=np.stack([frame for _, frame in part]),
-                num_distinct_frames=len({index for index, _ in part}),
+                start_s=start / fps,
+                end_s=(start + length) / fps,
+                frames=np.stack(self._frames[start : start + length]),
+                num_distinct_frames=len(set(self._numbers[start : start + length])),
             )
+            for start in range(0, len(self._frames) - length + 1, length)
         )
-    return tuple(clips)
-
-
-def _keep_until(
-    end_s: float,
-    index: int,
-    frame: Frame,
-    kept: list[tuple[int, Frame]],
-    transform: ClipTransform,
-    wanted_max: int | None,
-) -> None:
-    """Append ``frame`` for each wanted time before ``end_s``, when the next frame appears."""
-    resized = None
-    while len(kept) / transform.fps < end_s - _TIME_TOLERANCE_S:
-        if wanted_max is not None and len(kept) >= wanted_max:
-            return
-        if resized is None:
-            resized = _cover_and_crop(frame, transform.height, transform.width)
-        kept.append((index, resized))
 
 
 def _cover_and_crop(frame: Frame, height: int, width: int) -> Frame:

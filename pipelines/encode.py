@@ -315,8 +315,8 @@ def _encode_missing(config: RunConfig, dataset: Path, plan: _Plan) -> None:
         [{"spec": json.dumps(spec.to_json())} for spec in missing],
         override_num_blocks=len(missing),  # one shard = one row = one block
     )
-    # 1:1, a shard spec becomes a shard on disk; only its sidecar travels. One CPU per actor: decoding
-    # and encoding are single-threaded, so their bytes do not depend on the host.
+    # 1:1, a shard spec becomes a shard on disk; only its sidecar travels. One CPU per actor:
+    # decoding and encoding are single-threaded, so their bytes do not depend on the host.
     done = rows.map_batches(
         ShardEncoder,
         fn_constructor_kwargs={

@@ -57,7 +57,7 @@ class MetricsLog:
 
 
 class ProgressBoard:
-    """The actor between the controller, which knows the progress, and the driver, which shows it."""
+    """The actor between the controller, who knows the progress, and the driver, who shows it."""
 
     def __init__(self) -> None:
         self._latest: tuple[int, str] = (0, "")

@@ -171,7 +171,7 @@ class Manifest(_Record):
 
     format_version: int
     fingerprint: str
-    """Hash of the identity and of all shards: two data sets with the same one hold the same bytes."""
+    """Hash of the identity and of all shards: equal fingerprints mean equal bytes."""
     identity: dict[str, Any]
     """Everything that decides the bytes besides the videos: clips, first stage, types."""
     identity_hash: str

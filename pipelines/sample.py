@@ -37,7 +37,7 @@ class SampleArguments:
     model: str
     """models:/NAME@ALIAS, models:/NAME/VERSION, or a model folder."""
     image: str
-    """Conditioning image: PNG, JPEG or WebP of any size; resized to cover, cropped in the centre."""
+    """Conditioning image: PNG, JPEG or WebP of any size; resized to cover, then cropped."""
     out: str = "video.mp4"
     """Video to write; a GIF of the same name is written beside it."""
     seed: Annotated[int, tyro.conf.arg(help="Seed of the start noise.")] = 0
@@ -47,7 +47,7 @@ class SampleArguments:
     start_time: float | None = None
     """Start time M in (0, 1]; unset takes the model's own."""
     analytic_init: bool | None = None
-    """Start from the Analytic-Init Gaussian or from N(0, sigma^2 I); unset takes the model's own."""
+    """Start from the Analytic-Init Gaussian or from N(0, sigma^2 I); unset: the model's own."""
     num_steps: int | None = None
     """Sampler steps; unset takes the model's own."""
     tracking_uri: str = ""

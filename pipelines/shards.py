@@ -4,7 +4,7 @@
     DATASET/plan.json                               which videos go to which shard
     DATASET/first_stage/                            the codec that the latents belong to
     DATASET/quarantine.jsonl                        one line per refused file
-    DATASET/shards/shard-000000.tar                 KEY.latents.safetensors, .cond.safetensors, .json, .webp
+    DATASET/shards/shard-000000.tar                 KEY.{latents,cond}.safetensors, .json, .webp
     DATASET/shards/shard-000000.moments.safetensors partial moments of its latents
     DATASET/shards/shard-000000.json                sidecar, written last: the shard is complete
 

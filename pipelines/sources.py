@@ -16,7 +16,23 @@ from pipelines.storage import sha256_of_file
 __all__ = ["VIDEO_SUFFIXES", "Inventory", "check_source_folder", "extend_plan", "take_inventory"]
 
 VIDEO_SUFFIXES = frozenset(
-    [".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"]
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+    ]
 )
 
 

@@ -1,8 +1,8 @@
 """Writing files so that a reader sees all of a file or none of it.
 
-Every result of a stage goes through `write_atomic` or `temporary_beside` + `commit`: a temporary file
-in the same folder, flushed to disk, then renamed. A killed process leaves at most a temporary file,
-which `remove_temporaries` clears at the next start.
+Every result of a stage goes through `write_atomic` or `temporary_beside` + `commit`: a temporary
+file in the same folder, flushed to disk, then renamed. A killed process leaves at most a temporary
+file, which `remove_temporaries` clears at the next start.
 """
 
 import hashlib

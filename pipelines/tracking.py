@@ -121,11 +121,13 @@ def _check_database(uri: str, shown: str) -> None:
 def _client(uri: str) -> Any:
     """Make an MLflow client that gives up soon and never unpickles."""
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.models"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     path = uri.partition("sqlite:///")[2]
     if path:
@@ -322,8 +324,14 @@ def register_model(
                 client.log_metric(run_id, key, value)
             with mlflow.start_run(run_id=run_id):
                 logged = _log_model(folder, input_example)
-            made = mlflow.register_model(
-                logged.model_uri, name, tags={**tags, "model_identity": identity}
+            if not client.search_registered_models(f"name='{name}'"):
+                client.create_registered_model(name)
+            made = client.create_model_version(
+                name,
+                logged.model_uri,
+                run_id=run_id,
+                tags={**tags, "model_identity": identity},
+                model_id=logged.model_id,
             )
             version = str(made.version)
         client.set_registered_model_alias(name, alias, version)
@@ -350,7 +358,6 @@ def _log_model(folder: Path, input_example: Any) -> Any:
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     import cil
-    from pipelines import pyfunc_model
 
     defaults = read_json(folder / "sampling.json")
     signature = ModelSignature(
@@ -365,10 +372,10 @@ def _log_model(folder: Path, input_example: Any) -> Any:
             ]
         ),
     )
-    assert cil.__file__ and pyfunc_model.__file__
+    assert cil.__file__
     return mlflow.pyfunc.log_model(
         name="model",
-        python_model=pyfunc_model.__file__,
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         artifacts={"model": str(folder)},
         code_paths=[str(Path(cil.__file__).parent)],
         signature=signature,

@@ -68,7 +68,14 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
-    checkpoint = _fit(config, folder, identity, manifest.fingerprint, run_id, log)
+    checkpoint = _fit(
+        config,
+        folder=folder,
+        identity=identity,
+        manifest_fingerprint=manifest.fingerprint,
+        run_id=run_id,
+        log=log,
+    )
     model = folder / "model"
     save_model(config, output / DATASET_FOLDER, model, weights=checkpoint / EMA_FILE)
     losses = log.losses()
@@ -96,7 +103,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
 
 
 def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
-    """Hash of everything that decides the trained weights: a run's name and its checkpoints' seal."""
+    """Hash of all that decides the trained weights: names the run and seals its checkpoints."""
     settings = asdict(config.train)
     for name in ("log_every", "num_checkpoints_kept", "max_failures", "checkpoint_every"):
         settings.pop(name)
@@ -113,6 +120,7 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
 
 def _fit(
     config: RunConfig,
+    *,
     folder: Path,
     identity: str,
     manifest_fingerprint: str,
@@ -207,6 +215,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(train.cpus_per_worker)
     reader = ShardReader(Path(settings["dataset"]))
     model = build_model(config, Path(settings["dataset"]))
+    # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a
+    # compiler and a minute, and waits for ever if an earlier build was killed. gloo is enough.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if train.use_gpu else "gloo")
     engine, *_ = deepspeed.initialize(
         model=model.network,

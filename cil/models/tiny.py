@@ -104,7 +104,7 @@ class TinyModel:
         )
 
     def network_call(self, *, fps: float, network: nn.Module | None = None) -> Network:
-        """Return the function that training's loss calls; see ``ImageToVideoModel.network_call``."""
+        """Return what training's loss calls; see ``ImageToVideoModel.network_call``."""
         called = self.network if network is None else network
         dtype = next(self.network.parameters()).dtype
 

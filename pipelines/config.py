@@ -94,10 +94,10 @@ class EncodeConfig:
     """Videos whose clips share a shard, which is the unit of work and of restart."""
     latents_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the stored posterior mean and std."""
-    num_actors: Count = 2
-    """Encoding actors; each takes one CPU."""
-    max_actor_restarts: Annotated[int, Ge(0)] = 16
-    """How often a crashed actor is started again before the stage gives up."""
+    num_workers: Count = 2
+    """Shards that are encoded at the same time; each takes one CPU."""
+    max_retries: Annotated[int, Ge(0)] = 2
+    """How often a shard is tried again when its worker process dies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,9 @@
 """Stage 1, on Ray Data: a folder of videos in, a data set of latent shards out.
 
     videos -> inventory -> plan (which video to which shard) -> first stage, fitted once
-           -> one Ray row per missing shard -> actor: decode, encode, write -> manifest
+           -> one Ray row per missing shard -> task: decode, encode, write -> manifest
 
-The shard is the unit of work: an actor writes it whole, its sidecar last. Running again skips what
+The shard is the unit of work: a task writes it whole, its sidecar last. Running again skips what
 is complete, so a killed run goes on where it stopped and gives the same bytes.
 Run: `cil encode --config configs/demo.yaml`.
 """
@@ -13,10 +13,12 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cil.errors import DataError, StageError
 from cil.models import FirstStage, load_first_stage
@@ -45,10 +47,9 @@ from pipelines.storage import (
     write_json,
 )
 
-__all__ = ["DATASET_FOLDER", "ShardEncoder", "is_complete", "run"]
+__all__ = ["DATASET_FOLDER", "ShardEncoder", "encode_shard", "is_complete", "run"]
 
 DATASET_FOLDER = "dataset"
-_MAX_TASK_RETRIES = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +104,26 @@ def is_complete(config: RunConfig) -> bool:
     return _complete_manifest(config, dataset, _inventory(config, dataset)) is not None
 
 
+def encode_shard(batch: dict[str, npt.NDArray[Any]], **settings: Any) -> dict[str, list[str]]:
+    """Encode one shard in a worker process, which keeps its encoder for the next one.
+
+    Args:
+        batch: one row with the column ``spec``, a `ShardSpec` as JSON.
+        **settings: arguments of `ShardEncoder`.
+
+    Returns:
+        One row with the column ``sidecar``, the `ShardSidecar` as JSON.
+    """
+    return _encoder(**settings)(batch)
+
+
+@lru_cache(maxsize=1)
+def _encoder(**settings: Any) -> "ShardEncoder":
+    return ShardEncoder(**settings)
+
+
 class ShardEncoder:
-    """The actor: takes a shard spec, decodes and encodes its videos, writes the shard."""
+    """Takes a shard spec, decodes and encodes its videos, writes the shard."""
 
     def __init__(
         self,
@@ -128,7 +147,7 @@ class ShardEncoder:
         self._first_stage = load_first_stage(self._dataset / "first_stage")
         self._fingerprint = self._first_stage.fingerprint()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Write one shard; returns its sidecar as JSON."""
         (spec_json,) = batch["spec"]
         spec = ShardSpec.from_json(json.loads(str(spec_json)))
@@ -231,7 +250,7 @@ def transform_of(config: RunConfig) -> ClipTransform:
     )
 
 
-def _webp(frame: np.ndarray) -> bytes:
+def _webp(frame: npt.NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -305,7 +324,7 @@ def _make_plan(
 def _encode_missing(config: RunConfig, dataset: Path, plan: _Plan) -> None:
     """Write the shards that are not complete, on Ray Data actors."""
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import TaskPoolStrategy
 
     identity_hash = plan.identity_hash
     missing = [s for s in plan.specs if complete_sidecar(dataset, s, identity_hash) is None]
@@ -315,11 +334,13 @@ def _encode_missing(config: RunConfig, dataset: Path, plan: _Plan) -> None:
         [{"spec": json.dumps(spec.to_json())} for spec in missing],
         override_num_blocks=len(missing),  # one shard = one row = one block
     )
-    # 1:1, a shard spec becomes a shard on disk; only its sidecar travels. One CPU per actor:
-    # decoding and encoding are single-threaded, so their bytes do not depend on the host.
+    # 1:1, a shard spec becomes a shard on disk; only its sidecar travels. One CPU per task:
+    # decoding and encoding are single-threaded, so their bytes do not depend on the host. Tasks,
+    # not actors: the stages share worker processes, and a file that kills one is tried a bounded
+    # number of times.
     done = rows.map_batches(
-        ShardEncoder,
-        fn_constructor_kwargs={
+        encode_shard,
+        fn_kwargs={
             "source": str(Path(config.data.videos).resolve()),
             "dataset": str(dataset.resolve()),
             "transform": transform_of(config),
@@ -328,10 +349,9 @@ def _encode_missing(config: RunConfig, dataset: Path, plan: _Plan) -> None:
             "image_embeds_shape": (1, config.model.cross_attention_dim),
         },
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(config.encode.num_actors, len(missing))),
+        compute=TaskPoolStrategy(size=config.encode.num_workers),
         num_cpus=1,
-        max_restarts=config.encode.max_actor_restarts,
-        max_task_retries=_MAX_TASK_RETRIES,
+        max_retries=config.encode.max_retries,
     )
     clips = 0
     try:

@@ -6,8 +6,10 @@ solves one small eigenproblem. The result depends only on the videos, not on act
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cil.errors import StageError
@@ -21,7 +23,7 @@ from pipelines.records import VideoFile
 from pipelines.runtime import root_cause
 from pipelines.storage import replace_folder, temporary_beside
 
-__all__ = ["PatchMomentsOfVideo", "ensure_first_stage"]
+__all__ = ["ensure_first_stage", "moments_of_video"]
 
 
 def ensure_first_stage(
@@ -59,54 +61,59 @@ def ensure_first_stage(
     return load_first_stage(folder)
 
 
-class PatchMomentsOfVideo:
-    """The actor: takes the path of a video, returns the moments of its patches."""
+def moments_of_video(
+    batch: dict[str, npt.NDArray[Any]], *, source: str, transform: ClipTransform, patch_size: int
+) -> dict[str, npt.NDArray[Any]]:
+    """Take the moments of the patches of one video.
 
-    def __init__(self, *, source: str, transform: ClipTransform, patch_size: int) -> None:
-        import cv2
+    Args:
+        batch: one row with the column ``path``, relative to the source folder.
+        source: source folder.
+        transform: how clips are cut.
+        patch_size: side of a patch in pixels.
 
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        self._source, self._transform, self._patch_size = Path(source), transform, patch_size
+    Returns:
+        One row with count, total and second moment; a video that is refused counts nothing.
+    """
+    import cv2
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return count, total and second moment; a video that is refused counts nothing."""
-        (path,) = batch["path"]
-        moments = PatchMoments(patch_size=self._patch_size)
-        try:
-            for clip in decode_clips(self._source / str(path), self._transform).clips:
-                moments.update(clip.frames)
-        except DecodeError:
-            moments = PatchMoments(patch_size=self._patch_size)  # quarantined when it is encoded
-        return {
-            "count": np.array([moments.count]),
-            "total": moments.total.numpy()[None],
-            "second": moments.second.numpy()[None],
-        }
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    (path,) = batch["path"]
+    moments = PatchMoments(patch_size=patch_size)
+    try:
+        for clip in decode_clips(Path(source) / str(path), transform).clips:
+            moments.update(clip.frames)
+    except DecodeError:
+        moments = PatchMoments(patch_size=patch_size)  # quarantined when it is encoded
+    return {
+        "count": np.array([moments.count]),
+        "total": moments.total.numpy()[None],
+        "second": moments.second.numpy()[None],
+    }
 
 
 def _moments_of_videos(
     config: RunConfig, transform: ClipTransform, videos: tuple[VideoFile, ...]
 ) -> PatchMoments:
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import TaskPoolStrategy
 
     rows = ray.data.from_items(
         [{"path": video.path} for video in videos], override_num_blocks=len(videos)
     )
     # 1:1, a path becomes a few kilobytes of sums.
     results = rows.map_batches(
-        PatchMomentsOfVideo,
-        fn_constructor_kwargs={
+        moments_of_video,
+        fn_kwargs={
             "source": str(Path(config.data.videos).resolve()),
             "transform": transform,
             "patch_size": config.first_stage.patch_size,
         },
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(config.encode.num_actors, len(videos))),
+        compute=TaskPoolStrategy(size=config.encode.num_workers),
         num_cpus=1,
-        max_restarts=config.encode.max_actor_restarts,
-        max_task_retries=1,
+        max_retries=config.encode.max_retries,
     )
     total = PatchMoments(patch_size=config.first_stage.patch_size)
     try:

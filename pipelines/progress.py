@@ -18,6 +18,7 @@ from rich.progress import (
 __all__ = ["StageProgress", "console", "stage_progress"]
 
 _PLAIN_INTERVAL_S = 5.0
+_ETA_FROM = 0.1
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Where everything for people goes; stdout is kept for --json."""
@@ -52,8 +53,10 @@ class StageProgress:
 
     def _print(self, note: str, now: float) -> None:
         elapsed = now - self._started
-        left = elapsed / self._done * (self._total - self._done) if self._done else None
-        eta = f", {left:.0f} s left" if left is not None and self._done < self._total else ""
+        # the first pieces carry the start-up of the workers, so they tell nothing about the rest
+        known = self._done >= _ETA_FROM * self._total and self._done < self._total
+        left = elapsed / max(self._done, 1) * (self._total - self._done)
+        eta = f", about {left:.0f} s left" if known else ""
         text = f"{self._title}: {self._done}/{self._total}, {elapsed:.0f} s{eta}"
         console.print(f"{text}  {note}" if note else text, markup=False)
 

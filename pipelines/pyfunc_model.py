@@ -7,11 +7,16 @@ MLflow copies this file and the package `cil` into the model, so a server needs 
 repository nor Ray.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+
+# MLflow advises type hints for `predict`, which it takes for a schema of batches; the schema is in
+# the model's signature instead.
+warnings.filterwarnings("ignore", message=r"(?s).*type hint", category=UserWarning, module="mlflow")
 
 
 class ImageToVideo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -30,8 +35,6 @@ class ImageToVideo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self._model = load(family, folder)
         self._statistics = AnalyticInit.load(folder / "analytic_init.safetensors")
 
-    # Without type hints: MLflow takes them for a schema of batches and warns; the schema is in the
-    # model's signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Sample one video.
 

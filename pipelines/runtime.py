@@ -72,7 +72,7 @@ def _quieten(level: int) -> None:
     DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
-    # Ray 2.60 announces a new spelling of actor options that it does not accept yet.
+    # Ray 2.60 announces a new spelling of task options that it does not accept yet.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 

@@ -1,0 +1,71 @@
+# `make help` lists the targets. `make demo` and `make test` need Python 3.11 or 3.12 and make, nothing
+# else: both create .venv first, from the versions in constraints.txt.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# The first Python on the PATH that this project runs on.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := pipelines,dev,docs
+
+.PHONY: help setup fmt lint types test test-slow test-gpu demo demo-quick docs figures check lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+setup: $(INSTALLED) ## Create .venv and install everything that is pinned
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 on the PATH; install one, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+fmt: setup ## Format the code
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lint: setup ## Check style and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup ## Check types, strictly
+	$(BIN)/mypy
+
+test: setup ## Run the default tests: no GPU, nothing slow
+	$(BIN)/python -m pytest
+
+test-slow: setup ## Run the tests that kill processes and start clusters
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+demo: setup ## Videos to a registered model and a sampled GIF, on a CPU
+	$(BIN)/python -m pipelines.demo_data --out build/demo/videos
+	$(BIN)/cil run --config configs/demo.yaml
+
+demo-quick: setup ## The same path with few videos and few steps; its samples are poor
+	$(BIN)/python -m pipelines.demo_data --out build/demo-quick/videos --num-videos 16
+	$(BIN)/cil run --config configs/demo.yaml --data.videos build/demo-quick/videos --output.dir build/demo-quick/run --train.num-steps 40
+
+docs: setup ## Build the documentation into site/; a broken link fails
+	$(BIN)/mkdocs build --strict
+
+figures: demo ## Renew the picture in README from the demo
+	install -D -m 644 build/demo/run/sample/sample.gif docs/images/demo.gif
+
+check: lint types docs test ## Everything that .ci/run checks
+
+lock: ## Resolve constraints.txt anew from pyproject.toml
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -e '.[$(EXTRAS)]'
+	sed -n '/^#/p' constraints.txt > build/lock/constraints.txt
+	build/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+[a-z0-9.]*$$//' >> build/lock/constraints.txt
+	cp build/lock/constraints.txt constraints.txt && rm -rf build/lock
+
+clean: ## Delete build/, site/ and caches; keeps .venv
+	rm -rf build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find cil kernels pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ Noise on the condition: `TimeNoiseConfig`, `TimeNoise`. Start of sampling: `Late
 (B, F, C, H, W), frames before channels.
 """
 
-from cil.analytic_init import AnalyticInit, LatentMoments
+from cil.analytic_init import AnalyticInit
 from cil.baselines import (
     ConstantNoise,
     LogNormalNoise,
@@ -16,6 +16,8 @@ from cil.baselines import (
 )
 from cil.conditioning import corrupt_elements, corrupt_latents
 from cil.errors import CilError, ConfigError, DataError, StageError
+from cil.guidance import LowPass, frame_guidance_scale, guide
+from cil.init_quality import gaussian_kl, kl_curve, marginal_kl
 from cil.losses import (
     LossResult,
     NetworkInputs,
@@ -24,10 +26,11 @@ from cil.losses import (
     draw_training,
     loss_by_quantile,
 )
-from cil.noise_schedule import EDMSchedule, NoiseSchedule
+from cil.moments import LatentMoments, jackknife, merged
+from cil.noise_schedule import EDMSchedule, FlowSchedule, NoiseSchedule, VPSchedule
 from cil.parameterization import Denoiser, Parameterization, as_denoiser
 from cil.rng import Stream
-from cil.sampling import euler, karras_sigmas
+from cil.sampling import ddim, ddim_timesteps, euler, flow_times, karras_sigmas
 from cil.time_noise import PRESETS, Corruption, TimeNoise, TimeNoiseConfig
 
 __all__ = [
@@ -40,9 +43,11 @@ __all__ = [
     "DataError",
     "Denoiser",
     "EDMSchedule",
+    "FlowSchedule",
     "LatentMoments",
     "LogNormalNoise",
     "LossResult",
+    "LowPass",
     "NetworkInputs",
     "NoiseLaw",
     "NoiseSchedule",
@@ -53,14 +58,25 @@ __all__ = [
     "TimeNoise",
     "TimeNoiseConfig",
     "TrainingDraws",
+    "VPSchedule",
     "VideoLevelNoise",
     "as_denoiser",
     "constant_like",
     "corrupt_elements",
     "corrupt_latents",
+    "ddim",
+    "ddim_timesteps",
     "denoising_loss",
     "draw_training",
     "euler",
+    "flow_times",
+    "frame_guidance_scale",
+    "gaussian_kl",
+    "guide",
+    "jackknife",
     "karras_sigmas",
+    "kl_curve",
     "loss_by_quantile",
+    "marginal_kl",
+    "merged",
 ]

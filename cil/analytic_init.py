@@ -5,13 +5,14 @@ isotropic Gaussian nearest to them in KL divergence is
 
     N(alpha * mean, (sigma^2 + alpha^2 * variance) I),    variance = tr(Cov[clean]) / d
 
-`LatentMoments` estimates mean and variance from clips in any order and any number of parts;
-`AnalyticInit` holds them, draws from the Gaussian and reads and writes files.
+`AnalyticInit` holds mean and variance, draws from the Gaussian and reads and writes files. The
+numbers come from `LatentMoments`.
 
 Source: Zhao et al. 2024, arXiv 2406.15735, section 4.1 (VP); VE and flow by the same argument.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cil.errors import ConfigError, DataError
+from cil.moments import LatentMoments
+from cil.noise_schedule import NoiseSchedule
 from cil.shapes import append_dims, check_shape
 
-__all__ = ["AnalyticInit", "LatentMoments", "Layout"]
+__all__ = ["AnalyticInit", "Layout"]
 
 Layout = Literal["dynamicrafter", "svd"]
 
@@ -33,151 +37,6 @@ _KEYS: dict[str, tuple[str, str]] = {
     "dynamicrafter": ("Expectation_X0", "Tr_Cov_d"),
     "svd": ("Expectation_x_0", "trCov_d"),
 }
-
-
-class LatentMoments:
-    """Mean and variance of clean latents, mergeable and exact to 1e-12 in any order.
-
-    Everything is float64 on the CPU. ``variance`` divides by the number of clips, as the paper's
-    estimator does.
-
-    Source: Chan, Golub, LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing
-        Sample Variances".
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean: Tensor | None = None
-        self._m2: Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of clips seen."""
-        return self._count
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the clips, (F, C, H, W) float64.
-
-        Raises:
-            DataError: no clip was seen.
-        """
-        if self._mean is None:
-            raise DataError("the moments hold no clip yet, got count = 0; update them with latents")
-        return self._mean
-
-    @property
-    def position_variance(self) -> Tensor:
-        """Variance at each position, (F, C, H, W) float64.
-
-        Raises:
-            DataError: no clip was seen.
-        """
-        if self._m2 is None:
-            raise DataError("the moments hold no clip yet, got count = 0; update them with latents")
-        return self._m2 / self._count
-
-    @property
-    def variance(self) -> float:
-        """Mean variance over positions, tr(Cov) / d; 0 for one clip without a posterior.
-
-        Raises:
-            DataError: no clip was seen.
-        """
-        return float(self.position_variance.mean())
-
-    def update(self, latents: Tensor, std: Tensor | None = None) -> "LatentMoments":
-        """Add clips.
-
-        Args:
-            latents: (N, F, C, H, W) clean latents in the scale of training, or the means of their
-                posteriors; N may be 0.
-            std: (N, F, C, H, W) standard deviations of the posteriors, in the same scale. By the
-                law of total variance their mean square joins the variance.
-
-        Returns:
-            self.
-
-        Raises:
-            DataError: shapes differ from each other or from earlier clips, or a value is not
-                finite.
-        """
-        check_shape("latents", latents, "N F C H W")
-        values = latents.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(values).all()):
-            raise DataError("latents must be finite, got NaN or Inf; find and drop the broken clip")
-        if std is not None and std.shape != latents.shape:
-            raise DataError(
-                f"std must have the shape {tuple(latents.shape)} of the latents, "
-                f"got {tuple(std.shape)}"
-            )
-        if values.shape[0] == 0:
-            return self
-        mean = values.mean(dim=0)
-        m2 = (values - mean).square().sum(dim=0)
-        if std is not None:
-            spread = std.detach().to("cpu", torch.float64)
-            if not bool(torch.isfinite(spread).all()) or bool((spread < 0).any()):
-                raise DataError("std must be finite and >= 0; find and drop the broken clip")
-            m2 = m2 + spread.square().sum(dim=0)
-        return self._add(values.shape[0], mean, m2)
-
-    def merge(self, other: "LatentMoments") -> "LatentMoments":
-        """Add the clips of other moments, which stay as they are.
-
-        Args:
-            other: moments of other clips of the same shape; may be empty.
-
-        Returns:
-            self.
-
-        Raises:
-            DataError: the shapes differ.
-        """
-        if other._mean is None or other._m2 is None:
-            return self
-        return self._add(other._count, other._mean, other._m2)
-
-    def _add(self, count: int, mean: Tensor, m2: Tensor) -> "LatentMoments":
-        if self._mean is None or self._m2 is None:
-            self._count, self._mean, self._m2 = count, mean.clone(), m2.clone()
-            return self
-        if mean.shape != self._mean.shape:
-            raise DataError(
-                f"latents must have the shape (F C H W) = {tuple(self._mean.shape)} of the clips "
-                f"before them, got {tuple(mean.shape)}; keep one LatentMoments for each bucket"
-            )
-        total = self._count + count
-        delta = mean - self._mean
-        self._mean = self._mean + delta * (count / total)
-        self._m2 = self._m2 + m2 + delta.square() * (self._count * count / total)
-        self._count = total
-        return self
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as tensors: ``count`` always, ``mean`` and ``m2`` unless empty."""
-        state = {"count": torch.tensor(self._count, dtype=torch.int64)}
-        if self._mean is not None and self._m2 is not None:
-            state |= {"mean": self._mean.clone(), "m2": self._m2.clone()}
-        return state
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> "LatentMoments":
-        """Rebuild moments from `state_dict`.
-
-        Raises:
-            DataError: a tensor is missing.
-        """
-        moments = cls()
-        if "count" not in state:
-            raise DataError(f"moments need the tensor 'count', got {sorted(state)}")
-        moments._count = int(state["count"])
-        if moments._count:
-            if not {"mean", "m2"} <= set(state):
-                raise DataError(f"moments need the tensors 'mean' and 'm2', got {sorted(state)}")
-            moments._mean = state["mean"].to("cpu", torch.float64).clone()
-            moments._m2 = state["m2"].to("cpu", torch.float64).clone()
-        return moments
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,12 +103,74 @@ class AnalyticInit:
             a = append_dims(a, 5)
         return (a * mean + std * wide).to(noise.dtype)
 
+    def start(self, noise: Tensor, *, schedule: NoiseSchedule, level: float) -> Tensor:
+        """Draw the latents that sampling starts from, at a level of a schedule.
+
+        Dynamic rescale is honoured: where training scales the clean latents before noising them,
+        the statistics are scaled alike (the released code forgets this).
+
+        Args:
+            noise: (B, F, C, H, W) standard normal.
+            schedule: noise schedule.
+            level: the first level that the sampler visits, for example ``schedule.start_level(M)``.
+
+        Returns:
+            (B, F, C, H, W), dtype of ``noise``.
+
+        Raises:
+            DataError: noise of another shape than the mean.
+        """
+        dtype = torch.int64 if isinstance(level, int) else torch.float64
+        at = torch.tensor([level], dtype=dtype)
+        alpha, sigma = schedule.scales(at)
+        if float(alpha) == 0.0:
+            warnings.warn(
+                "Analytic-Init changes nothing at a start where alpha is 0 (zero terminal SNR, or "
+                "flow at t = 1); start before the end, for example at 0.94",
+                stacklevel=2,
+            )
+        scaled = self.scaled(float(schedule.clean_scale(at)))
+        return scaled.draw(noise, alpha=float(alpha), sigma=float(sigma))
+
     def scaled(self, factor: float) -> "AnalyticInit":
         """Return the statistics of latents that are multiplied by ``factor``.
 
         Use it for a VAE's scaling factor, and for dynamic rescale at the start time.
         """
         return AnalyticInit(self.mean * factor, self.variance * factor**2, dict(self.metadata))
+
+    def resized(self, num_frames: int, height: int, width: int) -> "AnalyticInit":
+        """Return an approximation for another bucket: the mean is interpolated.
+
+        Frames are linear in time, positions bilinear with antialiasing. The variance is kept, which
+        assumes that it does not depend on the resolution; estimate the statistics on clips of that
+        bucket where there are enough.
+
+        Args:
+            num_frames: frames of the bucket, >= 1.
+            height: height of its latents, >= 1.
+            width: width of its latents, >= 1.
+
+        Returns:
+            The statistics, with ``resized_from`` in their metadata.
+
+        Raises:
+            ConfigError: a size below 1.
+        """
+        if min(num_frames, height, width) < 1:
+            got = (num_frames, height, width)
+            raise ConfigError(f"the bucket must have sizes >= 1, got {got} (frames, height, width)")
+        frames, channels, old_height, old_width = self.mean.shape
+        mean = functional.interpolate(
+            self.mean.double(), (height, width), mode="bilinear", antialias=True
+        )
+        in_time = mean.permute(1, 2, 3, 0).reshape(1, -1, frames)
+        in_time = functional.interpolate(in_time, num_frames, mode="linear", align_corners=True)
+        mean = in_time.reshape(channels, height, width, num_frames).permute(3, 0, 1, 2)
+        origin = f"{frames}x{channels}x{old_height}x{old_width}"
+        return AnalyticInit(
+            mean.contiguous(), self.variance, self.metadata | {"resized_from": origin}
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with ``mean`` and ``variance`` in float64, and the metadata."""

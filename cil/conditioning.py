@@ -20,15 +20,17 @@ __all__ = [
     "corrupt_latents",
     "drop",
     "keep_mask",
+    "keep_text_and_image",
     "noise_shape",
+    "replace_by_noise",
 ]
 
 NoiseMode = Literal["shared", "per_frame", "scalar"]
 """``shared``: noise one image, then repeat it over frames. ``per_frame``: repeat, then noise each
 frame. ``scalar``: one number per clip, as the released SVD code; a constant shift, not noise."""
 
-Target = Literal["latents", "tokens", "both"]
-"""What is noised: the conditioning latents, the image tokens, or both."""
+Target = Literal["latents", "tokens", "both", "pixels"]
+"""What is noised: conditioning latents, image tokens, both, or the image before it is encoded."""
 
 
 def noise_shape(mode: NoiseMode, latents_shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -165,3 +167,50 @@ def drop(values: Tensor, keep: Tensor) -> Tensor:
     """
     kept = append_dims(keep, values.ndim) > 0
     return torch.where(kept, values, torch.zeros_like(values))
+
+
+def keep_text_and_image(uniform: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """Drop text alone, text and image, or the image alone, each with one probability.
+
+    With u in [0, p) the text is dropped, in [p, 2p) both, in [2p, 3p) the image.
+
+    Args:
+        uniform: (B,) uniform numbers u.
+        probability: p of each case, in [0, 1/3]. DynamiCrafter and VideoCrafter have 0.05.
+
+    Returns:
+        (B,) float for the text and for the image: 1 where kept, 0 where dropped.
+
+    Source: released DynamiCrafter code.
+    """
+    drop_text = uniform < 2.0 * probability
+    drop_image = (uniform >= probability) & (uniform < 3.0 * probability)
+    return (~drop_text).to(uniform.dtype), (~drop_image).to(uniform.dtype)
+
+
+def replace_by_noise(
+    values: Tensor, noise: Tensor, uniform: Tensor, probability: float = 0.95
+) -> Tensor:
+    """Replace image tokens by noise altogether, as the published DynamiCrafter training does.
+
+    Args:
+        values: (B, L, D) image tokens.
+        noise: (B, L, D) standard normal.
+        uniform: (B,) uniform numbers; the release has one number for the whole batch.
+        probability: of replacing, in [0, 1].
+
+    Returns:
+        (B, L, D), dtype of ``values``.
+
+    Raises:
+        DataError: noise of another shape than the tokens.
+
+    Source: released DynamiCrafter code, clip_type 2.
+    """
+    if noise.shape != values.shape:
+        raise DataError(
+            f"noise must have the shape {tuple(values.shape)} of the tokens, "
+            f"got {tuple(noise.shape)}"
+        )
+    replaced = append_dims(uniform, values.ndim) < probability
+    return torch.where(replaced, noise.to(values.dtype), values)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cil import rng
 from cil.conditioning import drop, keep_mask
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
 from cil.noise_schedule import NoiseSchedule
 from cil.parameterization import Parameterization, input_scale, training_target
 from cil.rng import Stream
@@ -135,7 +135,7 @@ def draw_training(
     def uniform(stream: Stream, samples: Tensor = ids) -> Tensor:
         return rng.uniform((), seed=seed, sample_ids=samples, stream=stream, step=step)
 
-    tokens_noised = token_shape is not None and corruption.target != "latents"
+    tokens_noised = corruption.target in ("tokens", "both")
     dropout_ids = torch.full_like(ids, rng.BATCH_SAMPLE_ID) if dropout_per_batch else ids
     return TrainingDraws(
         level=schedule.level(uniform(Stream.TIME)),
@@ -153,7 +153,7 @@ def draw_training(
 def denoising_loss(
     network: Network,
     clean: Tensor,
-    conditioning_latents: Tensor,
+    conditioning_latents: Tensor | Callable[[Tensor], Tensor],
     *,
     schedule: NoiseSchedule,
     parameterization: Parameterization,
@@ -172,7 +172,8 @@ def denoising_loss(
         network: prediction (B, F, C, H, W) = network(NetworkInputs).
         clean: (B, F, C, H, W) clean latents in the scale of training.
         conditioning_latents: (B, 1, C, H, W) or (B, F, C, H, W), in the scale that
-            the network gets.
+            the network gets; or a function that makes them from sigma_cond (B,), for noise on the
+            pixels: encode(corruption.corrupt_pixels(images, sigma_cond, noise)).
         schedule: noise schedule.
         parameterization: what the network predicts.
         corruption: noise on the condition, from `TimeNoiseConfig.build`.
@@ -186,16 +187,25 @@ def denoising_loss(
         The loss, its value for each clip, and what was drawn.
 
     Raises:
+        ConfigError: noise on the pixels, but latents that are encoded already.
         DataError: the shapes do not fit each other.
     """
     check_shape("clean latents", clean, "B F C H W")
     batch, frames, channels, height, width = clean.shape
     sizes = {"B": batch, "C": channels, "H": height, "W": width}
-    check_shape("conditioning_latents", conditioning_latents, "B F C H W", **sizes)
     check_shape("noise", draws.noise, "B F C H W", F=frames, **sizes)
+    level = draws.level
+    sigma_cond = corruption.sigma_cond(level, draws.normal, draws.other_level)
+    if callable(conditioning_latents):
+        conditioning_latents = conditioning_latents(sigma_cond)
+    elif corruption.target == "pixels":
+        raise ConfigError(
+            "time_noise.target 'pixels' needs the conditioning image and its encoder in training, "
+            "got encoded latents; choose target 'latents' or give a function"
+        )
+    check_shape("conditioning_latents", conditioning_latents, "B F C H W", **sizes)
     repeated = conditioning_latents.expand(batch, frames, channels, height, width)
 
-    level = draws.level
     alpha, sigma = schedule.scales(level)
     clean = clean * append_dims(schedule.clean_scale(level), 5).to(clean.dtype)
     noisy = append_dims(alpha, 5) * clean + append_dims(sigma, 5) * draws.noise
@@ -203,13 +213,12 @@ def denoising_loss(
         clean, draws.noise, parameterization, alpha=alpha, sigma=sigma, sigma_data=sigma_data
     )
 
-    sigma_cond = corruption.sigma_cond(level, draws.normal, draws.other_level)
     corrupted = corruption.corrupt(repeated, sigma_cond, draws.cond_noise)
     if callable(tokens):
         tokens = tokens(corrupted)
     elif tokens is not None and draws.token_noise is not None:
         tokens = corruption.corrupt_tokens(tokens, sigma_cond, draws.token_noise)
-    elif tokens is not None and corruption.target != "latents":
+    elif tokens is not None and corruption.target in ("tokens", "both"):
         raise DataError("token_noise must be drawn when tokens are noised; give token_shape")
     keep = keep_mask(draws.dropout, dropout)
 

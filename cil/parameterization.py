@@ -12,6 +12,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from cil.errors import ConfigError
 from cil.noise_schedule import NoiseSchedule
 from cil.shapes import append_dims
 
@@ -211,7 +212,18 @@ def as_denoiser(
 
     Returns:
         denoised = denoiser(noisy, level).
+
+    Raises:
+        ConfigError: ``epsilon`` with zero terminal SNR, where the noise says nothing of the clean
+            latents.
     """
+    if parameterization is Parameterization.EPSILON and getattr(
+        schedule, "zero_terminal_snr", False
+    ):
+        raise ConfigError(
+            "parameterization 'epsilon' cannot be sampled with zero_terminal_snr: alpha is 0 at "
+            "the last timestep; use 'v_prediction', or turn zero_terminal_snr off"
+        )
 
     def denoiser(noisy: Tensor, level: Tensor) -> Tensor:
         alpha, sigma = schedule.scales(level)

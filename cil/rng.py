@@ -69,6 +69,8 @@ class Stream(IntEnum):
     """Uniform number that replaces the image tokens by noise."""
     CONDITIONING_FRAME = 13
     """Uniform number that chooses the conditioning frame."""
+    PIXEL_NOISE = 14
+    """Noise of the conditioning image's pixels, (C, H, W)."""
 
 
 def philox4x32(

@@ -14,7 +14,7 @@ reads the same for TimeNoise and for every baseline:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -47,6 +47,7 @@ Preset = Literal[
     "paper-videocrafter",
     "paper-svd",
     "paper-svd-fixed",
+    "paper-svd-baseline",
 ]
 
 
@@ -72,7 +73,8 @@ class TimeNoise(AddsNoise):
         time_map: how the video's noise level becomes t in [0, 1]: ``index`` = timestep / number of
             timesteps, ``sigma`` = sigma / 700 (may pass 1), ``rank`` = share of the training noise
             levels below it.
-        target: what is noised: conditioning ``latents``, image ``tokens``, or ``both``.
+        target: what is noised: conditioning ``latents``, image ``tokens``, ``both``, or the
+            ``pixels`` of the image before it is encoded.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -199,6 +201,14 @@ class TimeNoise(AddsNoise):
         return (self.sigma_cond(t[..., None], nodes) * weights).sum(-1)
 
 
+_LAWS: dict[str, NoiseLaw] = {
+    "none": ConstantNoise(0.0),
+    "lognormal": LogNormalNoise(),
+    "cdm": VideoLevelNoise(),
+    # The released baseline of SVD: its sigma_cond has the video's distribution, not (-3, 0.5).
+    "paper-svd-baseline": LogNormalNoise(-1.2, 1.2, noise="per_frame", target="pixels"),
+}
+
 _TIME_NOISE: dict[str, TimeNoise] = {
     "paper-dynamicrafter": TimeNoise(100.0, noise="per_frame", time_map="index"),
     "paper-videocrafter": TimeNoise(
@@ -233,7 +243,7 @@ class Corruption:
 
     @property
     def target(self) -> Target:
-        """What is noised: ``latents``, ``tokens`` or ``both``."""
+        """What is noised: ``latents``, ``tokens``, ``both`` or ``pixels``."""
         return self.law.target
 
     def noise_shape(self, latents_shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -243,8 +253,7 @@ class Corruption:
     def time(self, level: Tensor) -> Tensor:
         """Return the law's t (B,) of the video's noise level (B,)."""
         if isinstance(self.law, VideoLevelNoise):
-            alpha, sigma = self.schedule.scales(level)
-            return sigma / alpha
+            return self.schedule.noise_to_signal(level)
         return self.schedule.time(level, self.law.time_map)
 
     def sigma_cond(self, level: Tensor, normal: Tensor, other_level: Tensor) -> Tensor:
@@ -263,7 +272,7 @@ class Corruption:
         return self.law.sigma_cond(self.time(level).to(normal.dtype), normal, other_t=other_t)
 
     def corrupt(self, latents: Tensor, sigma_cond: Tensor, noise: Tensor) -> Tensor:
-        """Noise conditioning latents (B, F, C, H, W); the clean ones if ``target`` is ``tokens``.
+        """Noise conditioning latents, unless ``target`` is ``tokens`` or ``pixels``.
 
         Args:
             latents: (B, F, C, H, W) conditioning latents, in the scale that the network gets.
@@ -273,12 +282,12 @@ class Corruption:
         Returns:
             (B, F, C, H, W), dtype of ``latents``.
         """
-        if self.law.target == "tokens":
+        if self.law.target in ("tokens", "pixels"):
             return latents
         return self.law.corrupt(latents, sigma_cond, noise)
 
     def corrupt_tokens(self, tokens: Tensor, sigma_cond: Tensor, noise: Tensor) -> Tensor:
-        """Noise every element of image tokens; the clean ones if ``target`` is ``latents``.
+        """Noise every element of image tokens, if ``target`` is ``tokens`` or ``both``.
 
         Args:
             tokens: (B, L, D) image tokens.
@@ -288,9 +297,24 @@ class Corruption:
         Returns:
             (B, L, D), dtype of ``tokens``.
         """
-        if self.law.target == "latents":
+        if self.law.target not in ("tokens", "both"):
             return tokens
         return corrupt_elements(tokens, sigma_cond, noise)
+
+    def corrupt_pixels(self, images: Tensor, sigma_cond: Tensor, noise: Tensor) -> Tensor:
+        """Noise every pixel of the conditioning image, if ``target`` is ``pixels``.
+
+        Args:
+            images: (B, C, H, W) conditioning images in [-1, 1]; the result leaves that range.
+            sigma_cond: (B,), in the unit of ``images``.
+            noise: (B, C, H, W) standard normal.
+
+        Returns:
+            (B, C, H, W) images to encode, dtype of ``images``.
+        """
+        if self.law.target != "pixels":
+            return images
+        return corrupt_elements(images, sigma_cond, noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +342,7 @@ class TimeNoiseConfig:
     time_map: TimeMap | None = None
     """index (timestep / count), sigma (sigma / 700) or rank (share of training levels below)."""
     target: Target | None = None
-    """What is noised: latents, tokens or both."""
+    """What is noised: latents, tokens, both, or pixels (the image before it is encoded)."""
 
     def __post_init__(self) -> None:
         require(
@@ -341,18 +365,14 @@ class TimeNoiseConfig:
         """
         shape = self._given("beta_m", "a", "mu_max", "scale")
         where = self._given("noise", "time_map", "target")
-        if self.preset in ("none", "lognormal", "cdm"):
+        if self.preset in _LAWS:
             if shape:
                 name = next(iter(shape))
                 raise ConfigError(
                     f"time_noise.{name} has no meaning for preset {self.preset!r}, "
                     f"got {shape[name]!r}; remove it or choose preset 'mild'"
                 )
-            if self.preset == "none":
-                return ConstantNoise(0.0, **where)  # type: ignore[arg-type]
-            if self.preset == "lognormal":
-                return LogNormalNoise(**where)  # type: ignore[arg-type]
-            return VideoLevelNoise(**where)  # type: ignore[arg-type]
+            return replace(_LAWS[self.preset], **where)  # type: ignore[type-var]
         base = _TIME_NOISE.get(self.preset, _TIME_NOISE["mild"])
         values = {name: getattr(base, name) for name in TimeNoise.__dataclass_fields__}
         law = TimeNoise(**(values | shape | where))

@@ -1,12 +1,17 @@
-import itertools
 import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cil import AnalyticInit, ConfigError, DataError, LatentMoments
+from cil import (
+    AnalyticInit,
+    ConfigError,
+    DataError,
+    EDMSchedule,
+    FlowSchedule,
+    LatentMoments,
+    VPSchedule,
+)
 
 SHAPE = (2, 3, 4, 5)
 
@@ -19,105 +24,6 @@ def clips(count, seed=0, offset=100.0):
 
 def moments(latents, std=None):
     return LatentMoments().update(latents, std)
-
-
-def assert_same(a, b):
-    assert a.count == b.count
-    torch.testing.assert_close(a.mean, b.mean, rtol=1e-12, atol=1e-12)
-    assert a.variance == pytest.approx(b.variance, rel=1e-12)
-
-
-def test_moments_equal_the_two_pass_formula():
-    latents = clips(23)
-    got = moments(latents)
-    torch.testing.assert_close(got.mean, latents.mean(0), rtol=1e-13, atol=1e-13)
-    assert got.variance == pytest.approx(float(latents.var(0, correction=0).mean()), rel=1e-12)
-    assert got.count == 23
-
-
-@settings(max_examples=25, deadline=None)
-@given(cuts=st.lists(st.integers(0, 20), max_size=6), order=st.randoms(use_true_random=False))
-def test_moments_do_not_depend_on_parts_and_order(cuts, order):
-    latents = clips(20)
-    edges = [0, *sorted(cuts), 20]
-    parts = [moments(latents[a:b]) for a, b in itertools.pairwise(edges)]
-    order.shuffle(parts)
-    total = LatentMoments()
-    for part in parts:
-        total.merge(part)
-    assert_same(total, moments(latents))
-
-
-@given(sizes=st.tuples(*[st.integers(0, 4)] * 3))
-def test_merge_is_associative(sizes):
-    parts = [clips(size, seed=i) for i, size in enumerate(sizes)]
-    left = moments(parts[0]).merge(moments(parts[1])).merge(moments(parts[2]))
-    right = moments(parts[0]).merge(moments(parts[1]).merge(moments(parts[2])))
-    assert left.count == right.count
-    if left.count:
-        assert_same(left, right)
-
-
-def test_merge_leaves_the_other_alone():
-    a, b = moments(clips(3, 1)), moments(clips(4, 2))
-    before = b.mean.clone()
-    a.merge(b)
-    a.update(clips(2, 3))
-    empty = LatentMoments().merge(b)
-    empty.update(clips(2, 4))
-    assert b.count == 4
-    assert torch.equal(b.mean, before)
-
-
-def test_the_posterior_joins_by_the_law_of_total_variance():
-    generator = torch.Generator().manual_seed(5)
-    mean = clips(6, offset=1.0)
-    std = torch.rand(6, *SHAPE, generator=generator, dtype=torch.float64)
-    draws = torch.randn(4000, 6, *SHAPE, generator=generator, dtype=torch.float64) * std + mean
-    got = moments(mean, std)
-    sampled = moments(draws.flatten(0, 1))
-    assert got.variance == pytest.approx(sampled.variance, rel=5e-3)
-    exact = float((mean.var(0, correction=0) + std.square().mean(0)).mean())
-    assert got.variance == pytest.approx(exact, rel=1e-12)
-
-
-def test_empty_and_single_clip():
-    empty = LatentMoments()
-    assert empty.count == 0
-    with pytest.raises(DataError, match="no clip yet"):
-        _ = empty.mean
-    with pytest.raises(DataError, match="no clip yet"):
-        _ = empty.variance
-    one = empty.update(clips(0)).update(clips(1))
-    assert one.count == 1
-    assert one.variance == 0.0
-
-
-def test_state_round_trip():
-    for original in (LatentMoments(), moments(clips(5))):
-        copy = LatentMoments.from_state_dict(original.state_dict())
-        assert copy.count == original.count
-        assert_same(copy.merge(moments(clips(2, 9))), original.merge(moments(clips(2, 9))))
-    with pytest.raises(DataError, match="'count'"):
-        LatentMoments.from_state_dict({})
-    with pytest.raises(DataError, match="'mean' and 'm2'"):
-        LatentMoments.from_state_dict({"count": torch.tensor(3)})
-
-
-def test_bad_latents_are_refused():
-    good = clips(2)
-    broken = good.clone()
-    broken[0, 0, 0, 0, 0] = float("nan")
-    with pytest.raises(DataError, match="finite, got NaN"):
-        moments(broken)
-    with pytest.raises(DataError, match=r"\(N F C H W\), got"):
-        moments(good[0])
-    with pytest.raises(DataError, match="one LatentMoments for each bucket"):
-        moments(good).update(good[:, :1])
-    with pytest.raises(DataError, match="std must have the shape"):
-        moments(good, good[:1])
-    with pytest.raises(DataError, match="std must be finite and >= 0"):
-        moments(good, -good.abs() - 1)
 
 
 def init():
@@ -212,3 +118,53 @@ def test_statistics_for_another_shape_are_refused():
         AnalyticInit(torch.zeros(SHAPE), -1.0)
     with pytest.raises(DataError, match="mean must be finite"):
         AnalyticInit(torch.full(SHAPE, float("inf")), 1.0)
+
+
+def test_start_uses_the_schedules_scales():
+    analytic, noise = init(), torch.randn(2, *SHAPE, dtype=torch.float64)
+    edm = analytic.start(noise, schedule=EDMSchedule(), level=20.0)
+    torch.testing.assert_close(edm, analytic.draw(noise, alpha=1.0, sigma=20.0))
+    flow = analytic.start(noise, schedule=FlowSchedule(), level=0.9)
+    torch.testing.assert_close(flow, analytic.draw(noise, alpha=0.1, sigma=0.9))
+    vp = VPSchedule()
+    a = float(vp.alphas_cumprod[939])
+    torch.testing.assert_close(
+        analytic.start(noise, schedule=vp, level=vp.start_level(0.94)),
+        analytic.draw(noise, alpha=a**0.5, sigma=(1 - a) ** 0.5),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+def test_start_honours_dynamic_rescale():
+    """Training noises 0.7 times the clean latents, so the start must have 0.7 times their mean."""
+    latents, noise = clips(50, offset=2.0), torch.zeros(1, *SHAPE, dtype=torch.float64)
+    schedule = VPSchedule(zero_terminal_snr=True, base_scale=0.7)
+    analytic = AnalyticInit.from_moments(moments(latents))
+    start = analytic.start(noise, schedule=schedule, level=939)
+    alpha = float(schedule.alphas_cumprod[939]) ** 0.5
+    torch.testing.assert_close(start[0], 0.7 * alpha * latents.mean(0), rtol=1e-6, atol=1e-8)
+
+
+def test_start_warns_where_it_is_the_identity():
+    noise = torch.randn(1, *SHAPE, dtype=torch.float64)
+    schedule = VPSchedule(zero_terminal_snr=True)
+    with pytest.warns(UserWarning, match="changes nothing"):
+        start = init().start(noise, schedule=schedule, level=schedule.start_level(1.0))
+    torch.testing.assert_close(start, noise)
+
+
+def test_resized_keeps_constants_and_ramps():
+    flat = AnalyticInit(torch.full(SHAPE, 3.0), 0.5, {"count": "7"})
+    other = flat.resized(5, 8, 2)
+    assert other.mean.shape == (5, 3, 8, 2)
+    torch.testing.assert_close(other.mean, torch.full((5, 3, 8, 2), 3.0, dtype=torch.float64))
+    assert other.variance == 0.5
+    assert other.metadata == {"count": "7", "resized_from": "2x3x4x5"}
+    ramp = AnalyticInit(torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 2, 4, 4), 1.0)
+    assert ramp.resized(5, 4, 4).mean[:, 0, 0, 0].tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
+    column = AnalyticInit(torch.arange(4.0).expand(1, 1, 6, 4), 1.0)
+    across = column.resized(1, 6, 8).mean[0, 0, 2]
+    assert bool((across.diff() >= 0).all())
+    with pytest.raises(ConfigError, match="sizes >= 1"):
+        flat.resized(0, 4, 4)

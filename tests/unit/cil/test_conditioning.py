@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from cil import DataError, corrupt_elements, corrupt_latents
-from cil.conditioning import drop, keep_mask, noise_shape
+from cil.conditioning import (
+    drop,
+    keep_mask,
+    keep_text_and_image,
+    noise_shape,
+    replace_by_noise,
+)
 
 LATENTS = torch.zeros(2, 3, 4, 5, 6)
 SIGMA = torch.tensor([1.0, 2.0])
@@ -81,3 +87,17 @@ def test_dropout_has_its_probability_and_removes_everything():
     assert bool((keep_mask(uniform, 0.0) == 1).all())
     values = torch.tensor([[float("nan")], [3.0]])
     assert drop(values, torch.tensor([0.0, 1.0])).tolist() == [[0.0], [3.0]]
+
+
+def test_text_and_image_are_dropped_in_three_cases():
+    keep_text, keep_image = keep_text_and_image(torch.tensor([0.02, 0.07, 0.12, 0.6]), 0.05)
+    assert keep_text.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert keep_image.tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_tokens_are_replaced_below_the_probability():
+    tokens, noise = torch.zeros(2, 3, 4), torch.ones(2, 3, 4)
+    got = replace_by_noise(tokens, noise, torch.tensor([0.94, 0.96]))
+    assert got.mean((1, 2)).tolist() == [1.0, 0.0]
+    with pytest.raises(DataError, match="of the tokens"):
+        replace_by_noise(tokens, noise[:1], torch.tensor([0.1, 0.2]))

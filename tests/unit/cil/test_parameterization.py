@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cil import EDMSchedule, Parameterization, as_denoiser
+from cil import ConfigError, EDMSchedule, Parameterization, VPSchedule, as_denoiser
 from cil.parameterization import (
     denoised_scales,
     edm_weight,
@@ -81,3 +81,30 @@ def test_a_network_becomes_a_denoiser():
     torch.testing.assert_close(denoised[:, 0, 0, 0, 0], torch.tensor([0.5, 0.1]))
     torch.testing.assert_close(seen["scaled"][:, 0, 0, 0, 0], (1 + sigma**2).rsqrt())
     torch.testing.assert_close(seen["time"], sigma.log() / 4)
+
+
+def test_epsilon_cannot_be_sampled_where_alpha_is_zero():
+    with pytest.raises(ConfigError, match=r"alpha is 0 at.*use 'v_prediction'"):
+        as_denoiser(
+            lambda scaled, time: scaled,
+            VPSchedule(zero_terminal_snr=True),
+            Parameterization.EPSILON,
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "parameterization", "level"),
+    [
+        (VPSchedule(zero_terminal_snr=True), Parameterization.V_PREDICTION, 999),
+        (VPSchedule(), Parameterization.EPSILON, 500),
+    ],
+)
+def test_vp_denoiser_finds_the_clean_latents(schedule, parameterization, level):
+    clean, noise = draw(2)[:1], draw(3)[:1]
+    level = torch.tensor([level])
+    alpha, sigma = schedule.scales(level)
+    target = training_target(clean, noise, parameterization, alpha=alpha, sigma=sigma)
+    denoiser = as_denoiser(lambda scaled, time: target, schedule, parameterization)
+    torch.testing.assert_close(
+        denoiser(alpha * clean + sigma * noise, level), clean, rtol=1e-5, atol=1e-5
+    )

@@ -125,6 +125,7 @@ def test_streams_are_numbered_for_ever():
         "SHUFFLED_TIME": 11,
         "TOKEN_REPLACE": 12,
         "CONDITIONING_FRAME": 13,
+        "PIXEL_NOISE": 14,
     }
 
 

@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from cil import AnalyticInit, ConfigError, DataError, euler, karras_sigmas
+from cil import (
+    AnalyticInit,
+    ConfigError,
+    DataError,
+    VPSchedule,
+    ddim,
+    ddim_timesteps,
+    euler,
+    flow_times,
+    karras_sigmas,
+)
 
 
 def test_karras_sigmas_have_their_ends():
@@ -73,3 +83,72 @@ def test_sigmas_must_decrease(sigmas):
 def test_latents_must_be_video():
     with pytest.raises(DataError, match="B F C H W"):
         euler(lambda noisy, sigma: noisy, torch.zeros(1, 1, 2, 2), [1.0, 0.0])
+
+
+def test_ddim_timesteps_start_where_they_should():
+    trailing = ddim_timesteps(50, 940)
+    assert trailing[0] == 939
+    assert len(trailing) == 50
+    assert len(ddim_timesteps(50, 940, "uniform")) == 53
+    assert ddim_timesteps(5, 1000, "uniform").tolist() == [801, 601, 401, 201, 1]
+    assert ddim_timesteps(1000, 1000, "uniform")[0] == 999
+    assert ddim_timesteps(1000, 1000).tolist() == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ((50, 0), "start"),
+        ((50, 1001), "start"),
+        ((0, 940), "num_steps"),
+        ((941, 940), "num_steps"),
+        ((50, 940, "linspace"), "spacing"),
+    ],
+)
+def test_ddim_timesteps_outside_the_schedule_are_refused(args, name):
+    with pytest.raises(ConfigError, match=f"{name} must be .* got"):
+        ddim_timesteps(*args)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "name"),
+    [
+        ({"timesteps": []}, "timesteps"),
+        ({"timesteps": [1, 2]}, "timesteps"),
+        ({"timesteps": [1000, 2]}, "timesteps"),
+        ({"timesteps": [2, -1]}, "timesteps"),
+        ({"eta": 1.5}, "eta"),
+        ({"eta": 0.5}, "noise"),
+    ],
+)
+def test_ddim_refuses_what_cannot_be(kwargs, name):
+    good = {"timesteps": [5, 2], "schedule": VPSchedule()}
+    with pytest.raises(ConfigError, match=f"{name} must be"):
+        ddim(lambda noisy, level: noisy, torch.zeros(1, 1, 1, 2, 2), **(good | kwargs))
+
+
+def test_flow_times_start_where_they_should():
+    assert flow_times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    shifted = flow_times(4, start=0.9, shift=3.0)
+    assert shifted[0] == pytest.approx(0.9)
+    assert float(shifted[1]) > 0.9 * 0.75
+    for kwargs in ({"num_steps": 0}, {"start": 0.0}, {"start": 1.2}, {"shift": 0.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(kwargs))} must be"):
+            flow_times(**({"num_steps": 4} | kwargs))
+
+
+def test_flow_euler_is_exact_for_a_straight_path():
+    clean, noise = torch.randn(2, 1, 3, 2, 4, 4)
+    end = euler(lambda noisy, t: clean, 0.2 * clean + 0.8 * noise, flow_times(3, start=0.8))
+    torch.testing.assert_close(end, clean)
+
+
+def test_levels_stay_exact_in_half_precision():
+    seen = []
+    sigmas = karras_sigmas(3, 700.0)
+    euler(
+        lambda noisy, sigma: (seen.append(sigma), noisy)[1],
+        torch.zeros(1, 1, 1, 2, 2, dtype=torch.bfloat16),
+        sigmas,
+    )
+    assert torch.equal(torch.cat(seen), sigmas[:-1])

@@ -11,14 +11,16 @@ from cil import (
     Parameterization,
     TimeNoise,
     TimeNoiseConfig,
+    VPSchedule,
     denoising_loss,
     draw_training,
 )
 
 SCHEDULE = EDMSchedule(p_mean=1.0, p_std=1.4)
-EDM_PRESETS = [
-    name for name in PRESETS if name not in ("paper-dynamicrafter", "paper-videocrafter")
-]
+SCHEDULES = {name: SCHEDULE for name in PRESETS} | {
+    "paper-dynamicrafter": VPSchedule(zero_terminal_snr=True, base_scale=0.7),
+    "paper-videocrafter": VPSchedule(base_scale=0.7),
+}
 
 
 def f64(*values):
@@ -148,12 +150,19 @@ def test_config_is_checked_by_pydantic():
             adapter.validate_python(bad)
 
 
-@pytest.mark.parametrize("preset", EDM_PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_training_reads_the_same_for_every_preset(preset):
-    corruption = TimeNoiseConfig(preset=preset).build(SCHEDULE)
+    schedule = SCHEDULES[preset]
+    corruption = TimeNoiseConfig(preset=preset).build(schedule)
     shape = (4, 3, 2, 4, 4)
     draws = draw_training(
-        shape, schedule=SCHEDULE, corruption=corruption, seed=0, sample_ids=range(4), step=0
+        shape,
+        schedule=schedule,
+        corruption=corruption,
+        seed=0,
+        sample_ids=range(4),
+        step=0,
+        token_shape=(5, 6),
     )
     seen: list[NetworkInputs] = []
 
@@ -164,17 +173,40 @@ def test_training_reads_the_same_for_every_preset(preset):
     result = denoising_loss(
         network,
         torch.ones(shape),
-        torch.zeros(4, 1, 2, 4, 4),
-        schedule=SCHEDULE,
-        parameterization=Parameterization.EDM,
+        lambda sigma_cond: sigma_cond.reshape(-1, 1, 1, 1, 1).expand(4, 1, 2, 4, 4),
+        schedule=schedule,
+        parameterization=Parameterization.V_PREDICTION,
         corruption=corruption,
         draws=draws,
+        tokens=torch.zeros(4, 5, 6),
     )
     assert result.per_sample.shape == result.sigma_cond.shape == (4,)
     added = seen[0].conditioning_latents
     assert added.shape == shape
     assert bool(torch.isfinite(added).all())
     assert (preset == "none") == (float(added.abs().max()) == 0.0)
+    assert (preset == "paper-videocrafter") == (float(seen[0].tokens.abs().max()) > 0.0)
+
+
+def test_pixel_noise_needs_the_encoder():
+    corruption = TimeNoiseConfig(preset="paper-svd-baseline").build(SCHEDULE)
+    draws = draw_training(
+        (3, 2, 4, 4), schedule=SCHEDULE, corruption=corruption, seed=0, sample_ids=[0], step=0
+    )
+    with pytest.raises(ConfigError, match=r"'pixels' needs the conditioning image.*got encoded"):
+        denoising_loss(
+            lambda inputs: inputs.noisy,
+            torch.ones(1, 3, 2, 4, 4),
+            torch.ones(1, 1, 2, 4, 4),
+            schedule=SCHEDULE,
+            parameterization=Parameterization.EDM,
+            corruption=corruption,
+            draws=draws,
+        )
+    images, noise, sigma_cond = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), torch.tensor([0.2])
+    assert float(corruption.corrupt_pixels(images, sigma_cond, noise).mean()) == pytest.approx(0.2)
+    clean = TimeNoiseConfig().build(SCHEDULE).corrupt_pixels(images, sigma_cond, noise)
+    assert float(clean.abs().max()) == 0.0
 
 
 def test_tokens_are_noised_only_where_the_target_says_so():

@@ -362,7 +362,7 @@ def _describe(item: dict[str, Any]) -> str:
         )
         return f"{path}: unknown key; {hint}"
     message = item["msg"].removeprefix("Value error, ")
-    message = re.sub(r"^Input should", "must", message).replace("must be a valid", "must be a")
+    message = re.sub(r"^Input should", "must", message).replace("a valid integer", "an integer")
     return f"{path}: {message}, got {item['input']!r}" if path else message
 
 

@@ -11,12 +11,12 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cil.errors import DataError
+from pipelines.records import QuarantineRecord
 
 __all__ = [
     "ClipTransform",
@@ -26,6 +26,7 @@ __all__ = [
     "VideoProbe",
     "decode_clips",
     "probe_video",
+    "quarantine_record",
 ]
 
 Frame = npt.NDArray[np.uint8]
@@ -181,6 +182,19 @@ def decode_clips(path: Path, transform: ClipTransform) -> DecodedVideo:
     return DecodedVideo(clips=clips, decoder=decoder, source_fps=probe.average_fps)
 
 
+def quarantine_record(item: dict[str, str], error: DecodeError) -> QuarantineRecord:
+    """Say why a file was refused."""
+    return QuarantineRecord(
+        path=item["path"],
+        sha256=item["sha256"],
+        stage=error.stage,
+        decoder=error.decoder,
+        exception=error.exception,
+        message=str(error),
+        attempts=1,
+    )
+
+
 class _DecoderDisagreesError(Exception):
     """The decoder gives another number of frames than the container holds."""
 
@@ -325,9 +339,10 @@ def _cover_and_crop(frame: Frame, height: int, width: int) -> Frame:
 
 
 def _refusal(error: BaseException, *, stage: str, decoder: str) -> DecodeError:
-    message: Any = str(error).strip().splitlines()
+    # not str(error): FFmpeg puts the whole path into it, which is not the same on every machine
+    lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
     return DecodeError(
-        (message[0] if message else type(error).__name__)[:300],
+        (lines[0] if lines else type(error).__name__)[:300],
         stage=stage,
         decoder=decoder,
         exception=type(error).__name__,

@@ -23,8 +23,14 @@ import numpy.typing as npt
 from cil.errors import DataError, StageError
 from cil.models import FirstStage, load_first_stage
 from pipelines.config import RunConfig, config_to_yaml, content_hash
-from pipelines.decode import ClipTransform, DecodedClip, DecodeError, decode_clips
-from pipelines.first_stage import ensure_first_stage
+from pipelines.decode import (
+    ClipTransform,
+    DecodedClip,
+    DecodeError,
+    decode_clips,
+    quarantine_record,
+)
+from pipelines.first_stage import NoClipsError, ensure_first_stage
 from pipelines.progress import console, stage_progress
 from pipelines.records import (
     FORMAT_VERSION,
@@ -91,7 +97,11 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     _save_inventory(dataset, inventory)
     write_atomic(dataset / "config.yaml", config_to_yaml(config).encode())
     session.enter_context(ray_session(config.cluster, debug=debug))
-    first_stage = ensure_first_stage(config, dataset, transform_of(config), inventory.videos)
+    try:
+        first_stage = ensure_first_stage(config, dataset, transform_of(config), inventory.videos)
+    except NoClipsError as error:
+        _save_quarantine(dataset, [*error.refused, *inventory.refused])
+        raise
     plan = _make_plan(config, dataset, inventory, first_stage)
     _encode_missing(config, dataset, plan)
     manifest = _finish(dataset, plan, inventory)
@@ -224,19 +234,6 @@ def _check_content(path: Path, sha256: str) -> None:
             decoder=None,
             exception="Changed",
         )
-
-
-def quarantine_record(item: dict[str, str], error: DecodeError) -> QuarantineRecord:
-    """Say why a file was refused."""
-    return QuarantineRecord(
-        path=item["path"],
-        sha256=item["sha256"],
-        stage=error.stage,
-        decoder=error.decoder,
-        exception=error.exception,
-        message=str(error),
-        attempts=1,
-    )
 
 
 def transform_of(config: RunConfig) -> ClipTransform:
@@ -383,18 +380,12 @@ def _finish(dataset: Path, plan: _Plan, inventory: Inventory) -> Manifest:
     sidecars = _sidecars(dataset, plan)
     refused = [QuarantineRecord.from_json(q) for s in sidecars for q in s.quarantined]
     refused += inventory.refused
-    refused.sort(key=lambda record: record.path)
-    lines = [json.dumps(record.to_json(), sort_keys=True) + "\n" for record in refused]
-    write_atomic(dataset / "quarantine.jsonl", "".join(lines).encode())
+    _save_quarantine(dataset, refused)
     shards = [entry_of(sidecar) for sidecar in sidecars if sidecar.count]
     inputs = [item for sidecar in sidecars for item in sidecar.inputs]
     encoded = sum(item["clips"] > 0 for item in inputs)
     if not shards:
-        reasons = "; ".join(f"{record.path}: {record.message}" for record in refused[:3])
-        raise StageError(
-            f"no clip could be made of any of the {len(refused)} video files ({reasons}); "
-            f"every reason is in {dataset / 'quarantine.jsonl'}"
-        )
+        raise NoClipsError(refused)
     by_stage: dict[str, int] = {}
     for record in refused:
         by_stage[record.stage] = by_stage.get(record.stage, 0) + 1
@@ -418,6 +409,13 @@ def _finish(dataset: Path, plan: _Plan, inventory: Inventory) -> Manifest:
     )
     write_json(dataset / "manifest.json", manifest.to_json())
     return manifest
+
+
+def _save_quarantine(dataset: Path, refused: list[QuarantineRecord]) -> None:
+    """Write one line per refused file, sorted by path."""
+    ordered = sorted(refused, key=lambda record: record.path)
+    lines = [json.dumps(record.to_json(), sort_keys=True) + "\n" for record in ordered]
+    write_atomic(dataset / "quarantine.jsonl", "".join(lines).encode())
 
 
 def _latents_shape(dataset: Path, settings: dict[str, Any]) -> list[int]:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cil.analytic_init import AnalyticInit, LatentMoments
+from cil.analytic_init import AnalyticInit
 from cil.errors import DataError, StageError
 from cil.models import load_first_stage
+from cil.moments import LatentMoments
 from pipelines.config import RunConfig, config_to_yaml, content_hash
 from pipelines.encode import DATASET_FOLDER
 from pipelines.progress import stage_progress

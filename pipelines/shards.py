@@ -27,8 +27,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cil.analytic_init import LatentMoments
 from cil.errors import DataError
+from cil.moments import LatentMoments
 from pipelines.records import (
     FORMAT_VERSION,
     ClipRecord,

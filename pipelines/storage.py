@@ -117,7 +117,7 @@ def check_writable(folder: Path, name: str) -> None:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            problem = str(error)
+            problem = str(error.strerror)
     if problem:
         raise ConfigError(
             f"{name}: cannot write to {folder}: {problem}; choose a folder that you may write to"

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError, StageError
+from cil.errors import StageError
 from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
 from pipelines.config import RunConfig, config_to_yaml, content_hash, validate_config
@@ -43,8 +43,8 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
 
     Raises:
         DataError: there is no data set, or it is damaged.
-        ConfigError: more workers than clips.
-        StageError: training failed; the last committed checkpoint is kept.
+        StageError: more workers than clips or cores, or training failed; then the last committed
+            checkpoint is kept.
     """
     watch = Stopwatch()
     output = Path(config.output.dir)
@@ -58,7 +58,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         if (Path(report.outputs["model"]) / "model.json").exists():
             return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     if config.train.num_workers > len(reader):
-        raise ConfigError(
+        raise StageError(
             f"train.num_workers must be <= the number of clips, got {config.train.num_workers} "
             f"workers and {len(reader)} clips; lower train.num_workers or encode more videos"
         )

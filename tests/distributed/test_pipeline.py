@@ -13,8 +13,9 @@ import torch
 import webdataset
 from safetensors.torch import load as load_tensors
 
-from cil.analytic_init import AnalyticInit, LatentMoments
+from cil.analytic_init import AnalyticInit
 from cil.models import load_first_stage
+from cil.moments import LatentMoments
 
 STAGES = ["encode", "estimate", "register", "sample", "train"]
 

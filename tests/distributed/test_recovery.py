@@ -1,0 +1,159 @@
+"""Processes die by kill -9; what is there afterwards equals an undisturbed run, byte for byte."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+_LIMIT_S = 300
+LONGER = ("--train.num-steps", "30", "--train.checkpoint-every", "5", "--train.log-every", "1")
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + _LIMIT_S
+    while not what():
+        assert process.poll() is None, "the command ended before it could be disturbed"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kill a command and everything it started, at once, as a machine that goes away does."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    for victim in [psutil.Process(process.pid), *children]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.wait()
+    psutil.wait_procs(children, timeout=30)
+
+
+def start(cil, output: Path, stage: str, *overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        cil.stage(stage, output, *overrides),
+        stdout=subprocess.DEVNULL,
+        stderr=(output.parent / f"{stage}.log").open("w"),
+        start_new_session=True,
+    )
+
+
+def shard_bytes(output: Path) -> dict[str, bytes]:
+    dataset = output / "dataset"
+    files = [*sorted((dataset / "shards").iterdir()), dataset / "manifest.json"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def steps(output: Path) -> list[dict]:
+    (path,) = (output / "train").glob("metrics-*.jsonl")
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def losses(output: Path) -> list[tuple[int, float, float]]:
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in steps(output)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cil, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    cil.run("encode", output)
+    cil.run("train", output, *LONGER)
+    return output
+
+
+@pytest.fixture
+def encoded(cil, undisturbed, tmp_path) -> Path:
+    import shutil
+
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed / "dataset", output / "dataset")
+    return output
+
+
+def test_killed_encode_goes_on_and_gives_the_same_bytes(cil, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shards = output / "dataset" / "shards"
+    process = start(cil, output, "encode", "--encode.num-workers", "1")
+    wait_for(lambda: shards.is_dir() and any(shards.glob("*.json")), process)
+    kill_tree(process)
+    complete = len(list(shards.glob("*.json")))
+    assert complete < 3, "all shards were done before the command was killed"
+    assert not (output / "dataset" / "manifest.json").exists()
+    cil.run("encode", output)
+    assert shard_bytes(output) == shard_bytes(undisturbed)
+
+
+def test_killed_encoding_worker_is_replaced(cil, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shards = output / "dataset" / "shards"
+    process = start(cil, output, "encode", "--encode.num-workers", "1")
+
+    def victims() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [
+            child for child in children if "encode_shard" in child.name().lower() + _title(child)
+        ]
+
+    wait_for(lambda: shards.is_dir() and bool(victims()), process)
+    victims()[0].kill()
+    assert process.wait(timeout=_LIMIT_S) == 0
+    assert shard_bytes(output) == shard_bytes(undisturbed)
+
+
+def test_killed_training_worker_recovers_exactly(cil, undisturbed, encoded):
+    process = start(cil, encoded, "train", *LONGER)
+    wait_for(lambda: any((encoded / "train").glob("metrics-*.jsonl")), process)
+    wait_for(lambda: len(steps(encoded)) >= 12, process)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "RayTrainWorker" in _title(child)
+    ]
+    assert len(workers) == 2
+    workers[1].kill()
+    assert process.wait(timeout=_LIMIT_S) == 0
+    assert losses(encoded) == losses(undisturbed)
+    assert_same_weights(encoded, undisturbed)
+
+
+def test_killed_training_command_resumes_exactly(cil, undisturbed, encoded):
+    process = start(cil, encoded, "train", *LONGER)
+    wait_for(lambda: any((encoded / "train").glob("metrics-*.jsonl")), process)
+    wait_for(lambda: len(steps(encoded)) >= 12, process)
+    kill_tree(process)
+    assert len(steps(encoded)) < 30
+    report = cil.run("train", encoded, *LONGER)["train"]
+    assert not report["reused"]
+    assert losses(encoded) == losses(undisturbed)
+    assert_same_weights(encoded, undisturbed)
+
+
+def assert_same_weights(output: Path, other: Path) -> None:
+    name = "train/model/unet/diffusion_pytorch_model.safetensors"
+    found, expected = load_file(output / name), load_file(other / name)
+    assert sorted(found) == sorted(expected)
+    different = [key for key, value in expected.items() if not value.equal(found[key])]
+    assert different == []
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def test_interrupt_ends_with_its_own_code(cil, encoded):
+    process = start(cil, encoded, "train", *LONGER)
+    wait_for(lambda: any((encoded / "train").glob("metrics-*.jsonl")), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=_LIMIT_S) == 130

@@ -1,0 +1,63 @@
+"""`cil` and `kernels` are usable where torch is the only thing installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCKED = (
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "triton",
+    "pydantic",
+    "tyro",
+    "yaml",
+    "cv2",
+    "av",
+    "decord",
+    "webdataset",
+)
+BLOCK = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BLOCK + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import cil; cil.TimeNoise.preset('mild')",
+        "import cil.models; assert 'tiny' in cil.models.families()",
+        "import kernels; assert 'torch' not in sys.modules",
+    ],
+)
+def test_imports_with_everything_heavy_blocked(code):
+    done = run_blocked(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_blocker_blocks():
+    done = run_blocked("def f():\n    import ray.data\nf()")
+    assert "ModuleNotFoundError: blocked: ray" in done.stderr

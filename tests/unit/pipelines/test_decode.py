@@ -293,7 +293,16 @@ def test_audio_without_video_is_refused(drawn, tmp_path):
         file.mux(stream.encode())
     error = refusal(path, transform(drawn))
     assert str(error) == "the file has no video stream"
-    assert error.stage == "probe"
+    assert (error.stage, error.exception) == ("probe", "NoVideo")
+
+
+def test_a_codec_that_nothing_decodes_is_refused(drawn, written, tmp_path):
+    """One flipped bit in the name of the codec is enough: PyAV then has no codec context."""
+    path = tmp_path / "unknown.mp4"
+    path.write_bytes((written / "h264.mp4").read_bytes().replace(b"avc1", b"xvc1"))
+    error = refusal(path, transform(drawn))
+    assert str(error) == "the codec of the video stream is unknown"
+    assert (error.stage, error.exception) == ("probe", "UnknownCodec")
 
 
 def test_probe_reads_times_without_decoding(drawn, written):

@@ -108,10 +108,10 @@ def probe_video(path: Path) -> VideoProbe:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
             if stream is None:
-                raise DecodeError(
-                    "the file has no video stream", stage="probe", decoder="pyav", exception="none"
-                )
+                raise _probe_refusal("the file has no video stream", "NoVideo")
             assert isinstance(stream, av.VideoStream)
+            if stream.codec_context is None:
+                raise _probe_refusal("the codec of the video stream is unknown", "UnknownCodec")
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
@@ -125,12 +125,12 @@ def probe_video(path: Path) -> VideoProbe:
             rate = float(stream.average_rate or 0)
             name, codec = container.format.name, stream.codec_context.name
             pixel_format = stream.codec_context.pix_fmt or "unknown"
+    except DecodeError:
+        raise
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _refusal(error, stage="probe", decoder="pyav") from error
     if not packets:
-        raise DecodeError(
-            "the video stream has no frames", stage="probe", decoder="pyav", exception="none"
-        )
+        raise _probe_refusal("the video stream has no frames", "NoFrames")
     times.sort()
     exact = not timeless and len(set(times)) == len(times)
     if exact and len(times) > 1:
@@ -336,6 +336,10 @@ def _cover_and_crop(frame: Frame, height: int, width: int) -> Frame:
         frame = cv2.resize(np.ascontiguousarray(frame), size, interpolation=method)
     top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
     return np.ascontiguousarray(frame[top : top + height, left : left + width])
+
+
+def _probe_refusal(message: str, exception: str) -> DecodeError:
+    return DecodeError(message, stage="probe", decoder="pyav", exception=exception)
 
 
 def _refusal(error: BaseException, *, stage: str, decoder: str) -> DecodeError:

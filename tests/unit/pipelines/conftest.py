@@ -1,0 +1,101 @@
+"""Helpers of the pipeline tests, as fixtures: drawn videos, the reference clips, small shards."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av  # before decord: the two bring their own codec libraries, and the first one loaded wins
+import numpy as np
+import pytest
+
+REFERENCE_VARIABLE = "CIL_REFERENCE_DATA"
+
+
+class DrawnVideos:
+    """Videos whose frames show their own number, as 2 x 4 black or white blocks: 0 to 255."""
+
+    height, width = 32, 64
+
+    def frame(self, number, height=height, width=width):
+        """Draw a number as an (H, W, 3) uint8 frame."""
+        bits = np.array([number >> bit & 1 for bit in range(8)], np.uint8).reshape(2, 4) * 255
+        blocks = np.kron(bits, np.ones((height // 2, width // 4), np.uint8))
+        return np.repeat(blocks[..., None], 3, axis=2)
+
+    def number(self, frame):
+        """Read the number back from a frame of any size."""
+        height, width = frame.shape[:2]
+        blocks = frame[: height // 2 * 2, : width // 4 * 4].reshape(
+            2, height // 2, 4, width // 4, 3
+        )
+        return int(sum((mean > 128) << bit for bit, mean in enumerate(blocks.mean((1, 3, 4)).flat)))
+
+    def write(
+        self,
+        path,
+        *,
+        codec="libx264",
+        num_frames=50,
+        fps=25,
+        times_ms=None,
+        options=None,
+        container=None,
+        muxer=None,
+        pixel_format="yuv420p",
+        size=(height, width),
+    ):
+        """Write frames 0, 1, 2, ... at a constant rate, or at the given times in milliseconds."""
+        time_base = Fraction(1, 1000) if times_ms else Fraction(1, fps)
+        with av.open(str(path), "w", format=muxer, options=container or {}) as file:
+            stream = file.add_stream(codec, rate=fps, options=options or {})
+            stream.height, stream.width = size
+            stream.pix_fmt = pixel_format
+            stream.time_base = stream.codec_context.time_base = time_base
+            for index in range(num_frames):
+                frame = av.VideoFrame.from_ndarray(self.frame(index, *size), format="rgb24")
+                frame.pts = times_ms[index] if times_ms else index
+                frame.time_base = time_base
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode())
+        return path
+
+    def remux(self, source, path, keep, muxer=None):
+        """Copy the packets for which ``keep(number, packet)`` holds; it may change the packet."""
+        with av.open(str(source)) as old, av.open(str(path), "w", format=muxer) as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for number, packet in enumerate(old.demux(video=0)):
+                if packet.size and keep(number, packet):
+                    packet.stream = stream
+                    new.mux(packet)
+        return path
+
+    def shown_at(self, time_s, times_s):
+        """Number of the frame on screen ``time_s`` after the first one."""
+        return max(i for i, t in enumerate(times_s) if t - times_s[0] <= time_s + 1e-4)
+
+    def wrong(self, video, times_s):
+        """Frames of a decoded video that are not the one on screen: (time, expected, found)."""
+        found = []
+        for clip in video.clips:
+            step = (clip.end_s - clip.start_s) / len(clip.frames)
+            for index, frame in enumerate(clip.frames):
+                time_s = clip.start_s + index * step
+                expected = self.shown_at(time_s, times_s)
+                if self.number(frame) != expected:
+                    found.append((round(time_s, 3), expected, self.number(frame)))
+        return found
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Writer and reader of videos that show their frame numbers."""
+    return DrawnVideos()
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Folder of the reference clips; a missing clip fails, a missing folder skips."""
+    folder = os.environ.get(REFERENCE_VARIABLE)
+    if not folder:
+        pytest.skip(f"{REFERENCE_VARIABLE} is not set: the real reference clips are not here")
+    return Path(folder) / "videos"

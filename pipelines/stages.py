@@ -10,7 +10,7 @@ from pipelines.config import RunConfig
 from pipelines.progress import console
 from pipelines.report import RunReport
 from pipelines.sources import check_source_folder
-from pipelines.storage import check_writable
+from pipelines.storage import check_writable, lock_folder
 
 __all__ = ["STAGES", "check_before_start", "run"]
 
@@ -33,6 +33,7 @@ def check_before_start(command: str, config: RunConfig) -> None:
     ]
     if command in ("run", "encode"):
         checks.append(lambda: check_source_folder(config.data.videos))
+        checks.append(lambda: _check_apart(config))
         checks.append(lambda: _check_first_stage(config))
     if command in ("run", "train", "register"):
         checks.append(lambda: tracking.check_tracking(config))
@@ -62,6 +63,7 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
     check_before_start(command, config)
     reports = []
     with ExitStack() as session:
+        session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
         for number, stage in enumerate(STAGES, 1):
             if command not in ("run", stage):
                 continue
@@ -92,6 +94,16 @@ def _run_stage(stage: str, config: RunConfig, session: ExitStack, *, debug: bool
     from pipelines import sample
 
     return sample.run(config)
+
+
+def _check_apart(config: RunConfig) -> None:
+    """Refuse to write into the source folder, where sampled videos would become training data."""
+    source, output = Path(config.data.videos).resolve(), Path(config.output.dir).resolve()
+    if config.data.videos and output.is_relative_to(source):
+        raise ConfigError(
+            f"output.dir must not be inside data.videos = {config.data.videos}, "
+            f"got {config.output.dir}; choose a folder elsewhere"
+        )
 
 
 def _check_first_stage(config: RunConfig) -> None:

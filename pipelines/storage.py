@@ -5,10 +5,13 @@ file in the same folder, flushed to disk, then renamed. A killed process leaves 
 file, which `remove_temporaries` clears at the next start.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from cil.errors import ConfigError
 __all__ = [
     "check_writable",
     "commit",
+    "lock_folder",
     "read_json",
     "remove_temporaries",
     "replace_folder",
@@ -87,6 +91,29 @@ def remove_temporaries(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_folder(folder: Path, name: str) -> Iterator[None]:
+    """Hold a folder for one command; the lock ends with the process, however it ends.
+
+    Args:
+        folder: made if missing.
+        name: the setting it comes from, for the message.
+
+    Raises:
+        ConfigError: another command holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{name}: another command is working in {folder}; wait for it, or choose another "
+                "folder"
+            ) from error
+        yield
 
 
 def sha256_of_file(path: Path) -> str:

@@ -5,6 +5,7 @@ asked for is done, 2 a mistake in command or configuration before anything start
 """
 
 import argparse
+import dataclasses
 import difflib
 import json
 import sys
@@ -59,7 +60,11 @@ _EXAMPLES = {
     "train": "cil train --config configs/demo.yaml --train.num-steps 50",
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
-    "sample": "cil sample --model build/demo/run/register/model --image photo.png --seed 3",
+    "sample": (
+        "cil sample --model build/demo/run/register/model --image photo.png --seed 3. "
+        "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
+        "from N(0, sigma^2 I); unset takes the model's own"
+    ),
     "doctor": "cil doctor --config configs/demo.yaml",
 }
 
@@ -152,9 +157,13 @@ def _sample(common: argparse.Namespace, rest: list[str]) -> int:
         from cil.errors import ConfigError
 
         raise ConfigError("cil sample takes no --config and no --dry-run; see cil sample --help")
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil sample")
+    flags.add_argument("--analytic-init", action=argparse.BooleanOptionalAction)
+    given, rest = flags.parse_known_args(rest)
     arguments = tyro.cli(
         SampleArguments, args=rest, prog="cil sample", description=_description("sample")
     )
+    arguments = dataclasses.replace(arguments, analytic_init=given.analytic_init)
     _finish([run_command(arguments)], common)
     return 0
 
@@ -181,7 +190,8 @@ def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunC
 
 
 def _description(command: str) -> str:
-    return f"{_COMMANDS[command]}. Example: {_EXAMPLES[command]}"
+    common = "" if command == "sample" else " Also: --config FILE, --dry-run, --json, --debug."
+    return f"{_COMMANDS[command]}. Example: {_EXAMPLES[command]}.{common}"
 
 
 def _finish(reports: "list[RunReport]", common: argparse.Namespace) -> None:
@@ -194,9 +204,21 @@ def _finish(reports: "list[RunReport]", common: argparse.Namespace) -> None:
         console.print(f"[bold]{report.stage}[/bold] ({state})  {counts}")
         for name, value in report.outputs.items():
             console.print(f"    {name}: {value}", markup=False)
+        if report.stage == "register":
+            console.print(_how_to_use(report), markup=False)
     if common.json:
         result: dict[str, Any] = {report.stage: report.to_json() for report in reports}
         print(json.dumps(result, sort_keys=True))
+
+
+def _how_to_use(report: "RunReport") -> str:
+    name, alias = report.outputs["name"], report.outputs["alias"]
+    store = report.outputs["tracking_uri"]
+    return (
+        f"    try it: cil sample --model models:/{name}@{alias} --tracking-uri {store} "
+        "--image FILE\n"
+        f"    look at the run: mlflow ui --backend-store-uri {store}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ cil sample --model models:/tiny-i2v@challenger --image photo.png --seed 3 --out 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -40,14 +40,15 @@ class SampleArguments:
     """Conditioning image: PNG, JPEG or WebP of any size; resized to cover, then cropped."""
     out: str = "video.mp4"
     """Video to write; a GIF of the same name is written beside it."""
-    seed: Annotated[int, tyro.conf.arg(help="Seed of the start noise.")] = 0
+    seed: int = 0
     """Seed of the start noise."""
     num_videos: int = 1
     """Videos from different noise, shown side by side."""
     start_time: float | None = None
     """Start time M in (0, 1]; unset takes the model's own."""
-    analytic_init: bool | None = None
-    """Start from the Analytic-Init Gaussian or from N(0, sigma^2 I); unset: the model's own."""
+    analytic_init: tyro.conf.Suppress[bool | None] = None
+    """--analytic-init or --no-analytic-init: start from the Analytic-Init Gaussian or from
+    N(0, sigma^2 I); unset: the model's own."""
     num_steps: int | None = None
     """Sampler steps; unset takes the model's own."""
     tracking_uri: str = ""

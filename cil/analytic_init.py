@@ -8,7 +8,7 @@ isotropic Gaussian nearest to them in KL divergence is
 `AnalyticInit` holds mean and variance, draws from the Gaussian and reads and writes files. The
 numbers come from `LatentMoments`.
 
-Source: Zhao et al. 2024, arXiv 2406.15735, section 4.1 (VP); VE and flow by the same argument.
+Source: Zhao et al. 2024, arXiv 2406.15735 (VP and EDM); flow by the same argument.
 """
 
 import math
@@ -27,7 +27,7 @@ from cil.moments import LatentMoments
 from cil.noise_schedule import NoiseSchedule
 from cil.shapes import append_dims, check_shape
 
-__all__ = ["AnalyticInit", "Layout"]
+__all__ = ["AnalyticInit", "LatentMoments", "Layout"]
 
 Layout = Literal["dynamicrafter", "svd"]
 
@@ -60,7 +60,9 @@ class AnalyticInit:
         check_shape("mean", self.mean, "F C H W")
         if not bool(torch.isfinite(self.mean).all()):
             raise DataError("mean must be finite, got NaN or Inf; estimate the statistics again")
-        if not (math.isfinite(float(self.variance)) and self.variance >= 0):
+        # One number, also where a tensor of one element is given.
+        object.__setattr__(self, "variance", float(self.variance))
+        if not (math.isfinite(self.variance) and self.variance >= 0):
             raise DataError(
                 f"variance must be >= 0 and finite, got {self.variance}; "
                 "if the mean is right, the file may hold the two in swapped order"
@@ -118,8 +120,10 @@ class AnalyticInit:
             (B, F, C, H, W), dtype of ``noise``.
 
         Raises:
+            ConfigError: the level is outside the schedule.
             DataError: noise of another shape than the mean.
         """
+        schedule.check_level(level)
         dtype = torch.int64 if isinstance(level, int) else torch.float64
         at = torch.tensor([level], dtype=dtype)
         alpha, sigma = schedule.scales(at)

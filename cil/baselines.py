@@ -51,6 +51,9 @@ class NoiseLaw(Protocol):
     def cdf(self, sigma_cond: Tensor, t: Tensor) -> Tensor:
         """Return the probability of a value below sigma_cond at time t."""
 
+    def quantile(self, q: Tensor, t: Tensor) -> Tensor:
+        """Return the sigma_cond below which a share q of the draws at time t falls."""
+
     def mean(self, t: Tensor) -> Tensor:
         """Return the mean of sigma_cond at time t."""
 
@@ -208,6 +211,18 @@ class ShuffledNoise(AddsNoise):
         nodes, weights = unit_nodes(sigma_cond)
         return (self.law.cdf(sigma_cond[..., None], nodes) * weights).sum(-1)
 
+    def quantile(self, q: Tensor, t: Tensor) -> Tensor:
+        """Return the inverse of `cdf` for q in (0, 1), by bisection."""
+        q, _ = broadcast(q, t)
+        nodes, _ = unit_nodes(q)
+        at_nodes = self.law.quantile(q[..., None], nodes)
+        low, high = at_nodes.amin(dim=-1), at_nodes.amax(dim=-1)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            below = self.cdf(middle, middle) < q
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return 0.5 * (low + high)
+
     def mean(self, t: Tensor) -> Tensor:
         """Return the mean of the marginal."""
         return torch.full_like(t, mean_over_time(self.law))
@@ -221,7 +236,7 @@ class VideoLevelNoise(AddsNoise):
     ``corrupt`` keeps the scale of the latents, (latents + sigma_cond * noise) / sqrt(1 +
     sigma_cond^2), as the video itself has it at the network's input.
 
-    Source: Ho et al. 2021, "Cascaded Diffusion Models", section 4.2, arXiv 2106.15282; with the
+    Source: Ho et al. 2021, "Cascaded Diffusion Models", section 4, arXiv 2106.15282; with the
         level tied to the video's, as the paper's figure 9 does.
     """
 

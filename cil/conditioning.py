@@ -59,7 +59,8 @@ def corrupt_latents(latents: Tensor, scale: Tensor, noise: Tensor, mode: NoiseMo
             ``noise`` repeats them here (``per_frame``).
         scale: (B,) standard deviation, >= 0.
         noise: standard normal, of the shape that `noise_shape` gives, or (B, F, C, H, W), of which
-            ``shared`` takes the first frame and ``scalar`` the first number.
+            ``shared`` takes the first frame and ``scalar`` the first number. ``shared`` also takes
+            (B, C, H, W).
         mode: noise mode.
 
     Returns:
@@ -79,6 +80,7 @@ def corrupt_latents(latents: Tensor, scale: Tensor, noise: Tensor, mode: NoiseMo
             )
         noise = noise.reshape(batch, -1)[:, :1]
     elif mode == "shared":
+        noise = noise.unsqueeze(1) if noise.ndim == 4 else noise
         check_shape("noise", noise, "B F C H W", B=batch, C=channels, H=height, W=width)
         noise = noise[:, :1]
     else:

@@ -83,6 +83,9 @@ class NoiseSchedule(Protocol):
     def start_level(self, start_time: float) -> float:
         """Return the level of a start time M in (0, 1], 1 being the end of the schedule."""
 
+    def check_level(self, level: float) -> None:
+        """Raise ConfigError where sampling cannot start from a level."""
+
 
 def _check_start(start_time: float) -> None:
     require(
@@ -200,7 +203,13 @@ class EDMSchedule:
         """
         _check_start(start_time)
         low, high = self.sigma_min ** (1 / KARRAS_RHO), self.sigma_max ** (1 / KARRAS_RHO)
-        return float((low + start_time * (high - low)) ** KARRAS_RHO)
+        return min(float((low + start_time * (high - low)) ** KARRAS_RHO), self.sigma_max)
+
+    def check_level(self, level: float) -> None:
+        """Raise ConfigError unless sigma_min < level <= sigma_max."""
+        wanted = f"a sigma in ({self.sigma_min}, {self.sigma_max}]"
+        ok = self.sigma_min < level <= self.sigma_max
+        require(ok, "the start level", wanted, level, "use start_level(0.94), or raise sigma_max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +321,12 @@ class VPSchedule:
         _check_start(start_time)
         return max(round(start_time * self.num_train_timesteps) - 1, 0)
 
+    def check_level(self, level: float) -> None:
+        """Raise ConfigError unless the level is a timestep."""
+        last = self.num_train_timesteps - 1
+        ok = 0 <= level <= last and level == int(level)
+        require(ok, "the start level", f"a timestep in [0, {last}]", level, "M starts at M - 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowSchedule:
@@ -390,6 +405,10 @@ class FlowSchedule:
         """Return the shifted t of ``start_time`` in (0, 1]."""
         _check_start(start_time)
         return float(self.shifted(torch.tensor(start_time, dtype=torch.float64)))
+
+    def check_level(self, level: float) -> None:
+        """Raise ConfigError unless 0 < level <= 1."""
+        require(0.0 < level <= 1.0, "the start level", "a t in (0, 1]", level, "0.94 is usual")
 
 
 @lru_cache(maxsize=16)

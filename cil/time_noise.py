@@ -85,8 +85,8 @@ class TimeNoise(AddsNoise):
         >>> noised = law.corrupt(latents, sigma_cond, noise)    # (B, F, C, H, W)
 
     Source: Zhao et al. 2024, "Identifying and Solving Conditional Image Leakage in Image-to-Video
-        Diffusion Model", section 4.2, arXiv 2406.15735, where sigma_cond is called beta_s and
-        mu_max and scale are 1.
+        Diffusion Model", arXiv 2406.15735, where sigma_cond is called beta_s, and mu_max and scale
+        are 1.
     """
 
     beta_m: float
@@ -172,7 +172,7 @@ class TimeNoise(AddsNoise):
         Returns:
             Density per unit of sigma_cond, >= 0; 0 outside (0, beta_m).
         """
-        sigma_cond, t = broadcast(sigma_cond, torch.as_tensor(t))
+        sigma_cond, t = broadcast(torch.as_tensor(sigma_cond), torch.as_tensor(t))
         inside = (sigma_cond > 0) & (sigma_cond < self.beta_m)
         safe = torch.where(inside, sigma_cond, torch.full_like(sigma_cond, self.beta_m / 2))
         log_norm = math.log(self.scale) + 0.5 * math.log(2.0 * math.pi) - math.log(self.beta_m)
@@ -186,13 +186,13 @@ class TimeNoise(AddsNoise):
 
     def cdf(self, sigma_cond: Tensor, t: Tensor) -> Tensor:
         """Return the probability of a value below sigma_cond at time t, in [0, 1]."""
-        clamped = sigma_cond.clamp(0.0, self.beta_m)
+        clamped = torch.as_tensor(sigma_cond).clamp(0.0, self.beta_m)
         probability: Tensor = torch.special.ndtr(self._standard(clamped, t))
         return probability
 
     def quantile(self, q: Tensor, t: Tensor) -> Tensor:
         """Return the sigma_cond below which a share q in [0, 1] of the draws at time t falls."""
-        return self.sigma_cond(t, torch.special.ndtri(q))
+        return self.sigma_cond(t, torch.special.ndtri(torch.as_tensor(q)))
 
     def mean(self, t: Tensor) -> Tensor:
         """Return the mean of sigma_cond at time t, by Gauss-Hermite quadrature."""

@@ -168,3 +168,23 @@ def test_resized_keeps_constants_and_ramps():
     assert bool((across.diff() >= 0).all())
     with pytest.raises(ConfigError, match="sizes >= 1"):
         flat.resized(0, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "levels"),
+    [
+        (EDMSchedule(), (701.0, 0.001, float("nan"))),
+        (VPSchedule(), (1000, -1, 939.5)),
+        (FlowSchedule(), (0.0, 1.5)),
+    ],
+)
+def test_a_start_outside_the_schedule_is_refused(schedule, levels):
+    for level in levels:
+        with pytest.raises(ConfigError, match=r"the start level must be a .* got .*; "):
+            init().start(torch.zeros(1, *SHAPE), schedule=schedule, level=level)
+    at_end = schedule.start_level(1.0)
+    schedule.check_level(at_end)
+
+
+def test_variance_may_be_a_tensor_of_one_element():
+    assert AnalyticInit(torch.zeros(SHAPE), torch.tensor([0.5])).variance == 0.5

@@ -64,6 +64,8 @@ def test_shuffled_density_is_that_of_its_distribution():
     shuffled = ShuffledNoise(TimeNoise(5.0, a=2.0, mu_max=4.0))
     grid = torch.linspace(1e-6, 5 - 1e-6, 4001, dtype=torch.float64)
     t = f64(0.5)
+    q = f64(0.02, 0.5, 0.97)
+    torch.testing.assert_close(shuffled.cdf(shuffled.quantile(q, t), t), q)
     total = torch.cumulative_trapezoid(shuffled.pdf(grid, t), grid) + shuffled.cdf(grid[:1], t)
     torch.testing.assert_close(total, shuffled.cdf(grid[1:], t), rtol=0, atol=1e-4)
 

@@ -23,6 +23,7 @@ def test_shared_noise_is_the_same_in_every_frame():
     got = corrupt_latents(LATENTS, SIGMA, noise, "shared")
     for frame in range(3):
         assert torch.equal(got[:, frame], SIGMA[:, None, None, None] * noise[:, 0])
+    assert torch.equal(got, corrupt_latents(LATENTS, SIGMA, noise[:, 0], "shared"))
 
 
 def test_per_frame_noise_differs_between_frames():

@@ -5,10 +5,12 @@ from cil import (
     DataError,
     EDMSchedule,
     Parameterization,
+    Stream,
     TimeNoiseConfig,
     denoising_loss,
     draw_training,
     loss_by_quantile,
+    rng,
 )
 from cil.parameterization import denoised_scales, edm_weight
 
@@ -114,6 +116,38 @@ def test_dropout_zeroes_latents_and_tokens_but_tells_sigma_cond():
     _, kept = run(network, dropout=0.0, tokens=tokens, target="both")
     assert kept.keep.tolist() == [1.0] * 4
     assert float(seen[1].tokens.std()) > 0.1
+
+
+def test_every_draw_comes_from_its_own_stream():
+    """Fails when two draws share a stream, for example video and conditioning noise."""
+    corruption = TimeNoiseConfig(noise="per_frame", target="both").build(SCHEDULE)
+    kwargs = {"seed": 5, "sample_ids": [3, 8], "step": 2}
+    draws = draw_training(
+        SHAPE, schedule=SCHEDULE, corruption=corruption, token_shape=(5, 6), **kwargs
+    )
+    normals = {
+        "noise": (SHAPE, Stream.VIDEO_NOISE),
+        "cond_noise": (SHAPE, Stream.COND_NOISE),
+        "token_noise": ((5, 6), Stream.TOKEN_NOISE),
+        "normal": ((), Stream.SIGMA_COND),
+    }
+    for name, (shape, stream) in normals.items():
+        expected = rng.normal(shape, stream=stream, **kwargs)
+        assert torch.equal(getattr(draws, name), expected), name
+    for name, stream in (("level", Stream.TIME), ("other_level", Stream.SHUFFLED_TIME)):
+        expected = SCHEDULE.level(rng.uniform((), stream=stream, **kwargs))
+        assert torch.equal(getattr(draws, name), expected), name
+    assert torch.equal(draws.dropout, rng.uniform((), stream=Stream.DROPOUT, **kwargs))
+
+
+def test_shuffled_looks_at_the_unrelated_level_only():
+    draws, result = run(lambda inputs: inputs.noisy, preset="shuffled")
+    law = TimeNoiseConfig(preset="mild").law()
+    t = SCHEDULE.rank(draws.other_level)
+    torch.testing.assert_close(result.sigma_cond, law.sigma_cond(t, draws.normal))
+    draws, result = run(lambda inputs: inputs.noisy, preset="mild")
+    t = SCHEDULE.rank(draws.level)
+    torch.testing.assert_close(result.sigma_cond, law.sigma_cond(t, draws.normal))
 
 
 def test_dropout_per_batch_is_one_decision():

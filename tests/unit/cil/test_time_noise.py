@@ -100,6 +100,7 @@ def test_every_preset_has_the_same_methods(name):
     t = torch.full((4,), 0.3)
     sigma_cond = law.sigma_cond(t, torch.randn(4), other_t=t)
     assert sigma_cond.shape == (4,)
+    assert law.quantile(torch.full((4,), 0.5), t).shape == (4,)
     assert law.pdf(sigma_cond, t).shape == law.mean(t).shape == law.cdf(sigma_cond, t).shape == (4,)
     assert law.corrupt(torch.zeros(4, 2, 3, 5, 5), sigma_cond, torch.zeros(4, 2, 3, 5, 5)).shape
 

@@ -2,8 +2,9 @@
 
     frames = generate(model, image, seed=0, start_time=0.94, analytic_init=statistics)
 
-Sampling really starts at time M: the sigmas are made anew from sigma_M down, and the first latents
-are drawn for that sigma, from the Analytic-Init Gaussian or from N(0, sigma_M^2 I).
+Sampling really starts at time M, which the model's schedule turns into sigma_M: the sigmas are made
+anew from there down, and the first latents are drawn for that sigma, from the Analytic-Init Gaussian
+or from N(0, sigma_M^2 I).
 """
 
 from collections.abc import Callable
@@ -14,29 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from cil.analytic_init import AnalyticInit
-from cil.errors import ConfigError, DataError
+from cil.errors import DataError
 from cil.models.base import ImageToVideoModel
 from cil.rng import Stream, normal
 from cil.sampling import euler, karras_sigmas
 
-__all__ = ["fit_image", "generate", "start_sigma"]
-
-
-def start_sigma(model: ImageToVideoModel, start_time: float) -> float:
-    """Return the sigma where sampling starts.
-
-    Args:
-        model: its schedule converts time to sigma: t is the rank of sigma in training.
-        start_time: M in (0, 1]; 1 is sigma_max.
-
-    Raises:
-        ConfigError: ``start_time`` is outside (0, 1].
-    """
-    if not 0 < start_time <= 1:
-        raise ConfigError(
-            f"start_time must be in (0, 1], got {start_time}; 1 starts at sigma_max, 0.94 is usual"
-        )
-    return float(model.schedule.sigma_at(torch.tensor(start_time, dtype=torch.float64)))
+__all__ = ["fit_image", "generate"]
 
 
 def fit_image(image: Any, height: int, width: int) -> Tensor:
@@ -107,7 +91,7 @@ def generate(
         DataError: the image or the statistics do not fit the model.
     """
     height, width = model.config.height, model.config.width
-    sigma = start_sigma(model, start_time)
+    sigma = model.schedule.start_level(start_time)
     sigmas = karras_sigmas(num_steps, sigma, model.schedule.sigma_min)
     noise = normal(
         model.latents_shape,

@@ -54,7 +54,8 @@ demo-quick: setup ## The same path with few videos and few steps; its samples ar
 docs: setup ## Build the documentation into site/; a broken link fails
 	$(BIN)/mkdocs build --strict
 
-figures: demo ## Renew the picture in README from the demo
+figures: demo ## Renew the pictures of the docs and of README from the code and the demo
+	$(BIN)/python docs/figures.py
 	install -D -m 644 build/demo/run/sample/sample.gif docs/images/demo.gif
 
 check: lint types docs test ## Everything that .ci/run checks

@@ -2,9 +2,9 @@
 
     frames = generate(model, image, seed=0, start_time=0.94, analytic_init=statistics)
 
-Sampling really starts at time M, which the model's schedule turns into sigma_M: the sigmas are made
-anew from there down, and the first latents are drawn for that sigma, from the Analytic-Init Gaussian
-or from N(0, sigma_M^2 I).
+Sampling really starts at time M, which the model's schedule turns into sigma_M: the sigmas are
+made anew from there down, and the first latents are drawn for that sigma, from the Analytic-Init
+Gaussian or from N(0, sigma_M^2 I).
 """
 
 from collections.abc import Callable

@@ -120,7 +120,11 @@ class TrainStep:
             token_shape=tokens.shape[1:],
         )
         return denoising_loss(
-            model.network_call(fps=clips[0].record.fps, network=self._engine),
+            model.network_call(
+                fps=torch.tensor([clip.record.fps for clip in clips]),
+                motion_bucket_id=torch.full((len(clips),), float(config.model.motion_bucket_id)),
+                network=self._engine,
+            ),
             clean,
             conditioning * model.conditioning_scale,
             schedule=model.schedule,

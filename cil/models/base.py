@@ -186,11 +186,14 @@ class ImageToVideoModel(Protocol):
         """What the network predicts."""
         ...
 
-    def network_call(self, *, fps: float, network: nn.Module | None = None) -> Network:
+    def network_call(
+        self, *, fps: Tensor, motion_bucket_id: Tensor, network: nn.Module | None = None
+    ) -> Network:
         """Return prediction = call(NetworkInputs), which ``cil.losses.denoising_loss`` takes.
 
         Args:
-            fps: frames per second of the clips, in Hz.
+            fps: (B,) frames per second of the clips, as the family encodes it.
+            motion_bucket_id: (B,), 0..255.
             network: called instead of ``self.network``, for example a wrapper that trains it.
         """
         ...

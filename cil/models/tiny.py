@@ -103,14 +103,16 @@ class TinyModel:
             sigma_cond=rows * 0.0,
         )
 
-    def network_call(self, *, fps: float, network: nn.Module | None = None) -> Network:
+    def network_call(
+        self, *, fps: Tensor, motion_bucket_id: Tensor, network: nn.Module | None = None
+    ) -> Network:
         """Return what training's loss calls; see ``ImageToVideoModel.network_call``."""
         called = self.network if network is None else network
         dtype = next(self.network.parameters()).dtype
 
         def call(inputs: NetworkInputs) -> Tensor:
-            rows = torch.ones_like(inputs.sigma_cond)
-            ids = [rows * fps, rows * self.config.motion_bucket_id, inputs.sigma_cond]
+            sigma_cond = inputs.sigma_cond
+            ids = [fps.to(sigma_cond), motion_bucket_id.to(sigma_cond), sigma_cond]
             assert inputs.tokens is not None
             prediction: Tensor = called(
                 torch.cat([inputs.noisy, inputs.conditioning_latents], dim=2).to(dtype),
@@ -136,7 +138,10 @@ class TinyModel:
         sigma = sigma.float()
         alpha = torch.ones_like(sigma)
         c_in = append_dims(input_scale(self.parameterization, sigma), noisy.ndim)
-        prediction = self.network_call(fps=self.config.fps, network=network)(
+        call = self.network_call(
+            fps=condition.fps, motion_bucket_id=condition.motion_bucket_id, network=network
+        )
+        prediction = call(
             NetworkInputs(
                 noisy=c_in * noisy,
                 time=self.schedule.network_time(sigma),

@@ -185,8 +185,8 @@ def test_a_folder_that_does_not_fit_together_is_refused(model, tmp_path):
         ({"num_frames": 0}, "model.num_frames must be > 0, got 0"),
         ({"block_out_channels": (48, 64)}, r"multiples of 32, got \(48, 64\)"),
         ({"num_attention_heads": (1,)}, r"one entry for each .* got \(1,\)"),
-        ({"p_std": 0.0}, "p_std must be > 0, got 0.0"),
-        ({"sigma_max": 0.01}, "sigma_max must be larger than sigma_min"),
+        ({"p_std": 0.0}, "p_std must be > 0 and finite, got 0.0"),
+        ({"sigma_max": 0.01}, "sigma_max must be > sigma_min = 0.02, got 0.01"),
     ],
 )
 def test_wrong_settings_are_refused(config, message):

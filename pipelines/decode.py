@@ -33,6 +33,8 @@ Frame = npt.NDArray[np.uint8]
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _DECORD_CODECS = ("h264", "vp9")
 _DECORD_PIXEL_FORMATS = ("yuv420p", "yuvj420p")
+_DECORD_FAULT_TOLERANCE = 1e-9
+"""Share of the frames that decord may replace by a neighbour: less than one of any video."""
 _TIME_TOLERANCE_S = 1e-4
 _LOST_FRAMES_ALLOWED = 32
 """Frames before the first key frame of an open group of pictures, which no decoder can show."""
@@ -200,7 +202,7 @@ def _decord_frames(path: Path, probe: VideoProbe) -> Iterator[tuple[float, Frame
     import decord
 
     assert probe.times_s is not None
-    reader = decord.VideoReader(str(path), num_threads=1)
+    reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_DECORD_FAULT_TOLERANCE)
     if len(reader) != len(probe.times_s):
         raise _DecoderDisagreesError
     for time_s in probe.times_s:

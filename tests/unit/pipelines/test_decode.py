@@ -184,6 +184,32 @@ def test_a_late_start_does_not_shift_the_clips(drawn, tmp_path, muxer):
     assert video.clips[0].start_s == 0
 
 
+@pytest.mark.parametrize("muxer", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("first", [5, 13, 24])
+@pytest.mark.parametrize("kind", ["plain", "b-frames", "open-gop"])
+def test_a_file_cut_between_key_frames_starts_late_or_is_refused(
+    drawn, tmp_path, kind, first, muxer
+):
+    """Frames that refer to what was cut off cannot be shown; no other may take their place."""
+    keys = "keyint=12:min-keyint=12:scenecut=0"
+    options = {
+        "plain": {"bf": "0", "x264-params": keys},
+        "b-frames": {"bf": "3", "b-adapt": "0", "x264-params": keys},
+        "open-gop": {"bf": "3", "b-adapt": "0", "x264-params": f"open-gop=1:{keys}"},
+    }
+    whole = drawn.write(tmp_path / "whole.mp4", num_frames=60, options=options[kind])
+    path = tmp_path / f"cut.{muxer}"
+    drawn.remux(whole, path, lambda number, packet: number >= first)
+    try:
+        video = decode_clips(path, transform(drawn, num_frames=4))
+    except DecodeError:
+        return  # refused as a whole: fine as well
+    shown = numbers(drawn, video)
+    assert shown == list(range(shown[0], shown[0] + len(shown)))
+    assert first - 3 <= shown[0] <= first + 12
+    assert len(shown) > 57 - shown[0] - 4
+
+
 ROTATIONS = {
     "0": (1, 0, 0, 1),
     "90": (0, 1, -1, 0),

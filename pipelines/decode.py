@@ -35,6 +35,8 @@ _DECORD_CODECS = ("h264", "vp9")
 _DECORD_PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 _DECORD_FAULT_TOLERANCE = 1e-9
 """Share of the frames that decord may replace by a neighbour: less than one of any video."""
+_SCRIPTS = ("concat", "dash", "hls", "imf", "sdp")
+"""Formats that name other files; the hash of such a file says nothing about its frames."""
 _TIME_TOLERANCE_S = 1e-4
 _LOST_FRAMES_ALLOWED = 32
 """Frames before the first key frame of an open group of pictures, which no decoder can show."""
@@ -109,12 +111,7 @@ def probe_video(path: Path) -> VideoProbe:
     discarded, timeless, packets = 0, 0, 0
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise _probe_refusal("the file has no video stream", "NoVideo")
-            assert isinstance(stream, av.VideoStream)
-            if stream.codec_context is None:
-                raise _probe_refusal("the codec of the video stream is unknown", "UnknownCodec")
+            stream = _best_stream(container)
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
@@ -148,6 +145,19 @@ def probe_video(path: Path) -> VideoProbe:
         times_s=tuple(times) if exact else None,
         has_edit_list=discarded > 0,
     )
+
+
+def _best_stream(container: Any) -> Any:
+    """Return the video stream that is decoded, refusing what has none."""
+    if container.format.name in _SCRIPTS:
+        text = f"the file is a script ({container.format.name}) that names other files"
+        raise _probe_refusal(text, "Script")
+    stream = container.streams.best("video")
+    if stream is None:
+        raise _probe_refusal("the file has no video stream", "NoVideo")
+    if stream.codec_context is None:
+        raise _probe_refusal("the codec of the video stream is unknown", "UnknownCodec")
+    return stream
 
 
 def decode_clips(path: Path, transform: ClipTransform) -> DecodedVideo:
@@ -352,7 +362,8 @@ def _probe_refusal(message: str, exception: str) -> DecodeError:
 
 
 def _refusal(error: BaseException, *, stage: str, decoder: str) -> DecodeError:
-    message: Any = str(error).strip().splitlines()
+    # strerror: without the path, so that the refusal is the same wherever the file is
+    message = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return DecodeError(
         (message[0] if message else type(error).__name__)[:300],
         stage=stage,

@@ -393,6 +393,27 @@ def test_files_that_are_no_videos_are_refused(drawn, tmp_path):
         assert str(error), name
 
 
+def test_a_script_that_names_other_files_is_no_video(drawn, written, tmp_path):
+    """Its content hash would say nothing about its frames."""
+    (tmp_path / "real.ts").write_bytes((written / "h264.ts").read_bytes())
+    (tmp_path / "script.mp4").write_text("ffconcat version 1.0\nfile real.ts\n")
+    (tmp_path / "playlist.m3u8.mp4").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nreal.ts\n#EXT-X-ENDLIST\n"
+    )
+    for name in ("script.mp4", "playlist.m3u8.mp4"):
+        assert refusal(tmp_path / name, transform(drawn)).stage == "probe", name
+
+
+def test_a_refusal_is_the_same_wherever_the_file_is(drawn, tmp_path):
+    """It goes into the data set, which must not depend on the folder of the videos."""
+    messages = set()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.mp4").write_text("not a video\n" * 100)
+        messages.add(str(refusal(tmp_path / folder / "text.mp4", transform(drawn))))
+    assert messages == {"Invalid data found when processing input"}
+
+
 def test_audio_without_video_is_refused(drawn, tmp_path):
     import av
 

@@ -7,16 +7,11 @@ MLflow copies this file and the package `cil` into the model, so a server needs 
 repository nor Ray.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-
-# MLflow advises type hints for `predict`, which it takes for a schema of batches; the schema is in
-# the model's signature instead.
-warnings.filterwarnings("ignore", message=r"(?s).*type hint", category=UserWarning, module="mlflow")
 
 
 class ImageToVideo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]

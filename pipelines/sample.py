@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 
 from cil.analytic_init import AnalyticInit
 from cil.errors import ConfigError, DataError
-from cil.generate import generate
+from cil.generate import fit_image, generate
 from cil.models import load
 from pipelines import tracking
 from pipelines.config import OutputConfig, RunConfig, TrackingConfig, config_to_yaml, content_hash
@@ -91,6 +92,7 @@ def run(config: RunConfig) -> RunReport:
         seed=config.seed,
         num_videos=config.sample.num_videos,
         overrides={},
+        show_image=True,
     )
     report = RunReport(
         stage="sample",
@@ -179,8 +181,12 @@ def _sample(
     seed: int,
     num_videos: int,
     overrides: dict[str, Any],
+    show_image: bool = False,
 ) -> dict[str, Any]:
-    """Sample and write the mp4 and the GIF; returns their paths and the settings used."""
+    """Sample and write the mp4 and the GIF; returns their paths and the settings used.
+
+    With ``show_image`` the conditioning image stands at the left of the videos, as a still.
+    """
     described = json.loads((folder / "model.json").read_bytes())
     path = folder / "sampling.json"
     defaults = read_json(path) if path.exists() else _library_defaults()
@@ -200,6 +206,9 @@ def _sample(
             analytic_init=statistics,
             progress=progress.update,
         )
+    if show_image:
+        still = fit_image(image, *videos.shape[2:4])
+        videos = torch.cat([still.expand_as(videos[:1]), videos])
     shown = side_by_side(np.asarray(videos))
     gif = out.with_suffix(".gif")
     write_mp4(out, shown, fps=described["fps"])

@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def imported_modules(path: Path, name: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, str(first.value)
 
 
+@cache
 def dependency_names() -> set[str]:
     """Return the import names of all that pyproject.toml lists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -79,6 +80,18 @@ def dependency_names() -> set[str]:
 
 def test_the_packages_keep_to_their_layers():
     assert violations(ROOT, dependency_names()) == []
+
+
+def test_every_import_is_of_a_declared_dependency():
+    known = dependency_names() | set(PACKAGES) | sys.stdlib_module_names
+    undeclared = {
+        f"{path.relative_to(ROOT).as_posix()}:{line}: {module}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for line, module in imported_modules(path, path.relative_to(ROOT).as_posix())
+        if module.partition(".")[0] not in known
+    }
+    assert undeclared == set()
 
 
 def test_the_names_of_dependencies_are_found():

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +35,15 @@ Frame = npt.NDArray[np.uint8]
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _DECORD_CODECS = ("h264", "vp9")
 _DECORD_PIXEL_FORMATS = ("yuv420p", "yuvj420p")
+_DECORD_FAULT_TOLERANCE = 1e-9
+"""Share of the frames that decord may replace by a neighbour: less than one of any video."""
+_SCRIPTS = ("concat", "dash", "hls", "imf", "sdp")
+"""Formats that name other files; the hash of such a file says nothing about its frames."""
 _TIME_TOLERANCE_S = 1e-4
 _LOST_FRAMES_ALLOWED = 32
 """Frames before the first key frame of an open group of pictures, which no decoder can show."""
+_FRAME_IN_EVERY_PACKET = ("av1", "h264", "hevc", "libdav1d", "mpeg2video", "vp9")
+"""Codecs whose packets are all shown; those of others may say `keep the last frame`."""
 
 
 class DecodeError(DataError):
@@ -106,15 +113,12 @@ def probe_video(path: Path) -> VideoProbe:
     discarded, timeless, packets = 0, 0, 0
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise _probe_refusal("the file has no video stream", "NoVideo")
-            assert isinstance(stream, av.VideoStream)
-            if stream.codec_context is None:
-                raise _probe_refusal("the codec of the video stream is unknown", "UnknownCodec")
+            stream = _best_stream(container)
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
+                if packet.is_corrupt:
+                    raise _probe_refusal("a packet is incomplete; the file was cut off", "CutOff")
                 packets += 1
                 if packet.is_discard:
                     discarded += 1
@@ -143,6 +147,19 @@ def probe_video(path: Path) -> VideoProbe:
         times_s=tuple(times) if exact else None,
         has_edit_list=discarded > 0,
     )
+
+
+def _best_stream(container: Any) -> Any:
+    """Return the video stream that is decoded, refusing what has none."""
+    if container.format.name in _SCRIPTS:
+        text = f"the file is a script ({container.format.name}) that names other files"
+        raise _probe_refusal(text, "Script")
+    stream = container.streams.best("video")
+    if stream is None:
+        raise _probe_refusal("the file has no video stream", "NoVideo")
+    if stream.codec_context is None:
+        raise _probe_refusal("the codec of the video stream is unknown", "UnknownCodec")
+    return stream
 
 
 def decode_clips(path: Path, transform: ClipTransform) -> DecodedVideo:
@@ -214,7 +231,7 @@ def _decord_frames(path: Path, probe: VideoProbe) -> Iterator[tuple[float, Frame
     import decord
 
     assert probe.times_s is not None
-    reader = decord.VideoReader(str(path), num_threads=1)
+    reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_DECORD_FAULT_TOLERANCE)
     if len(reader) != len(probe.times_s):
         raise _DecoderDisagreesError
     for time_s in probe.times_s:
@@ -229,7 +246,9 @@ def _pyav_frames(path: Path, probe: VideoProbe) -> Iterator[tuple[float, Frame]]
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
         stream.codec_context.thread_count = 1
-        last, index = -float("inf"), -1
+        stream.codec_context.options = {"err_detect": "explode"}  # no guessing over damage
+        first = last = -float("inf")
+        index = -1
         for index, frame in enumerate(container.decode(stream)):
             assert isinstance(frame, av.VideoFrame)
             if frame.is_corrupt:
@@ -237,10 +256,25 @@ def _pyav_frames(path: Path, probe: VideoProbe) -> Iterator[tuple[float, Frame]]
             time_s = _frame_time(frame.time, index, probe)
             if time_s <= last:
                 raise DataError(f"frame {index} at {time_s:.3f} s does not come after {last:.3f} s")
+            first = time_s if index == 0 else first
             last = time_s
             yield time_s, np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-        if probe.times_s is not None and index + 1 < len(probe.times_s) - _LOST_FRAMES_ALLOWED:
-            raise DataError(f"only {index + 1} of {len(probe.times_s)} frames could be decoded")
+    _check_number(index + 1, first, probe)
+
+
+def _check_number(decoded: int, first_s: float, probe: VideoProbe) -> None:
+    """Refuse a video of which frames are missing, but for a few before the first that is whole.
+
+    A frame that is missing later would leave the one before it on screen, and shift all that
+    follows where frames are counted, in AVI.
+    """
+    if probe.times_s is None:
+        return
+    lost = len(probe.times_s) - decoded
+    lost_before = sum(time_s < first_s - _TIME_TOLERANCE_S for time_s in probe.times_s)
+    counted = probe.container == "avi" or probe.codec in _FRAME_IN_EVERY_PACKET
+    if lost > _LOST_FRAMES_ALLOWED or (counted and lost > lost_before):
+        raise DataError(f"only {decoded} of {len(probe.times_s)} frames could be decoded")
 
 
 def _frame_time(stated_s: float | None, index: int, probe: VideoProbe) -> float:

@@ -104,6 +104,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         raise
     plan = _make_plan(config, dataset, inventory, first_stage)
     _encode_missing(config, dataset, plan)
+    remove_temporaries(dataset / "shards")  # of workers that died and were replaced
     manifest = _finish(dataset, plan, inventory)
     return _report(config, dataset, manifest, inventory, watch, reused=False)
 

@@ -5,10 +5,10 @@ which is the truth, then sends them to MLflow and to a small actor that the driv
 progress. Steps that a resumed run repeats are written once. Workers never import mlflow.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         tracking.log_rows(self._tracking_uri, self._run_id, rows)
 
 
-@contextmanager
+@contextlib.contextmanager
 def watch_board(board: Any, *, title: str, total: int) -> Iterator[None]:
     """Draw the progress that a `ProgressBoard` actor holds while the block runs."""
     stop = threading.Event()
@@ -120,8 +120,8 @@ def watch_board(board: Any, *, title: str, total: int) -> Iterator[None]:
         watcher.start()
         try:
             yield
-            done, note = ray.get(board.read.remote(), timeout=10)
-            progress.update(done, note)
         finally:
             stop.set()
             watcher.join(timeout=2 * _POLL_INTERVAL_S)
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):  # only the last picture
+            progress.update(*ray.get(board.read.remote(), timeout=10))

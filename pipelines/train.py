@@ -182,6 +182,13 @@ def _fit(
             f"training failed{where}: {type(cause).__name__}: {cause}; the last committed "
             "checkpoint is kept, run the same command again to go on from it"
         ) from error
+    except ray.exceptions.RayError as error:
+        cause = root_cause(error)
+        first_line = str(cause).partition("\n")[0]
+        raise StageError(
+            f"training stopped: {type(cause).__name__}: {first_line}; the last committed "
+            "checkpoint is kept, run the same command again to go on from it"
+        ) from error
     outcome = result.return_value or {}
     if "stopped" in outcome:
         raise StageError(outcome["stopped"])

@@ -6,7 +6,15 @@ import struct
 import numpy as np
 import pytest
 
-from pipelines.decode import ClipTransform, DecodeError, decode_clips, probe_video
+from cil.errors import DataError
+from pipelines.decode import (
+    ClipTransform,
+    DecodeError,
+    VideoProbe,
+    _check_number,
+    decode_clips,
+    probe_video,
+)
 
 NUM_FRAMES = 50
 CONSTANT = [index / 25 for index in range(NUM_FRAMES)]
@@ -184,6 +192,111 @@ def test_a_late_start_does_not_shift_the_clips(drawn, tmp_path, muxer):
     assert video.clips[0].start_s == 0
 
 
+@pytest.mark.parametrize("muxer", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("first", [5, 13, 24])
+@pytest.mark.parametrize("kind", ["plain", "b-frames", "open-gop"])
+def test_a_file_cut_between_key_frames_starts_late_or_is_refused(
+    drawn, tmp_path, kind, first, muxer
+):
+    """Frames that refer to what was cut off cannot be shown; no other may take their place."""
+    keys = "keyint=12:min-keyint=12:scenecut=0"
+    options = {
+        "plain": {"bf": "0", "x264-params": keys},
+        "b-frames": {"bf": "3", "b-adapt": "0", "x264-params": keys},
+        "open-gop": {"bf": "3", "b-adapt": "0", "x264-params": f"open-gop=1:{keys}"},
+    }
+    whole = drawn.write(tmp_path / "whole.mp4", num_frames=60, options=options[kind])
+    path = tmp_path / f"cut.{muxer}"
+    drawn.remux(whole, path, lambda number, packet: number >= first)
+    try:
+        video = decode_clips(path, transform(drawn, num_frames=4))
+    except DecodeError:
+        return  # refused as a whole: fine as well
+    shown = numbers(drawn, video)
+    assert shown == list(range(shown[0], shown[0] + len(shown)))
+    assert first - 3 <= shown[0] <= first + 12
+    assert len(shown) > 57 - shown[0] - 4
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_a_transport_stream_with_half_a_frame_is_refused(drawn, tmp_path, codec):
+    """Broadcasts lose packets; what is left of a frame is not a frame."""
+    options = {"bf": "0", "g": "4", "x265-params": f"{X265}:keyint=4:bframes=0"}
+    whole = drawn.write(
+        tmp_path / "whole.ts", codec=codec, size=(256, 512), num_frames=12, options=options
+    ).read_bytes()
+    packets = [whole[start : start + 188] for start in range(0, len(whole), 188)]
+    path = tmp_path / "lossy.ts"
+    continued = [n for n, packet in enumerate(packets) if packet[1:3] == b"\x01\x00"]
+    assert len(continued) >= 5
+    for number in continued:  # packets of the video that do not begin a frame
+        path.write_bytes(b"".join(packets[:number] + packets[number + 1 :]))
+        assert refusal(path, transform(drawn)).stage in ("probe", "decode"), number
+
+
+def skipped_mpeg4_frame(time):
+    """A frame of MPEG-4 that says: nothing is coded here, keep showing the last one."""
+    bits = f"0101{time:05b}10"
+    bits += "0" + "1" * ((-len(bits) - 1) % 8)
+    return b"\0\0\1\xb6" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+@pytest.mark.parametrize("muxer", ["mp4", "mkv", "avi"])
+def test_a_frame_that_is_not_coded_does_not_shift_those_after_it(drawn, tmp_path, muxer):
+    """DivX and Xvid write such frames; AVI counts frames instead of stating their times."""
+    import av
+
+    options = {"qscale": "2", "g": "1"}
+    whole = drawn.write(tmp_path / f"whole.{muxer}", codec="mpeg4", options=options)
+    path = tmp_path / f"skipped.{muxer}"
+    with av.open(str(whole)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if not packet.size:
+                continue
+            copy = av.Packet(skipped_mpeg4_frame(20) if number == 20 else bytes(packet))
+            copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration
+            copy.time_base, copy.is_keyframe, copy.stream = packet.time_base, True, stream
+            new.mux(copy)
+    if muxer == "avi":
+        error = refusal(path, transform(drawn))
+        assert str(error) == "only 49 of 50 frames could be decoded"
+        return
+    shown = numbers(drawn, decode_clips(path, transform(drawn)))
+    assert shown == [*range(20), 19, *range(21, NUM_FRAMES)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "decoded", "first_s", "refused"),
+    [
+        ("h264", "mpegts", 50, 0.0, False),
+        ("h264", "mpegts", 47, 0.12, False),  # three leading frames of an open group
+        ("h264", "mpegts", 47, 0.08, True),  # two of them, and one that is missing later
+        ("h264", "mpegts", 10, 1.6, True),
+        ("hevc", "matroska,webm", 49, 0.0, True),
+        ("vp8", "matroska,webm", 40, 0.0, False),  # hidden frames have packets of their own
+        ("vp8", "matroska,webm", 10, 0.0, True),
+        ("mpeg4", "avi", 49, 0.0, True),
+    ],
+)
+def test_missing_frames_are_allowed_only_before_the_first(
+    codec, container, decoded, first_s, refused
+):
+    probe = VideoProbe(
+        container=container,
+        codec=codec,
+        pixel_format="yuv420p",
+        average_fps=25.0,
+        times_s=tuple(CONSTANT),
+        has_edit_list=False,
+    )
+    if refused:
+        with pytest.raises(DataError, match=f"only {decoded} of 50 frames"):
+            _check_number(decoded, first_s, probe)
+    else:
+        assert _check_number(decoded, first_s, probe) is None
+
+
 ROTATIONS = {
     "0": (1, 0, 0, 1),
     "90": (0, 1, -1, 0),
@@ -278,6 +391,27 @@ def test_files_that_are_no_videos_are_refused(drawn, tmp_path):
         error = refusal(tmp_path / name, transform(drawn))
         assert (error.stage, error.decoder) == ("probe", "pyav"), name
         assert str(error), name
+
+
+def test_a_script_that_names_other_files_is_no_video(drawn, written, tmp_path):
+    """Its content hash would say nothing about its frames."""
+    (tmp_path / "real.ts").write_bytes((written / "h264.ts").read_bytes())
+    (tmp_path / "script.mp4").write_text("ffconcat version 1.0\nfile real.ts\n")
+    (tmp_path / "playlist.m3u8.mp4").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nreal.ts\n#EXT-X-ENDLIST\n"
+    )
+    for name in ("script.mp4", "playlist.m3u8.mp4"):
+        assert refusal(tmp_path / name, transform(drawn)).stage == "probe", name
+
+
+def test_a_refusal_is_the_same_wherever_the_file_is(drawn, tmp_path):
+    """It goes into the data set, which must not depend on the folder of the videos."""
+    messages = set()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.mp4").write_text("not a video\n" * 100)
+        messages.add(str(refusal(tmp_path / folder / "text.mp4", transform(drawn))))
+    assert messages == {"Invalid data found when processing input"}
 
 
 def test_audio_without_video_is_refused(drawn, tmp_path):

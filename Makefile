@@ -53,7 +53,7 @@ demo-quick: setup ## The same path with few videos and few steps; its samples ar
 	$(BIN)/cil run --config configs/demo.yaml --data.videos build/demo-quick/videos --output.dir build/demo-quick/run --train.num-steps 40
 
 docs: setup ## Build the documentation into site/; a broken link fails
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 figures: demo ## Renew the pictures of the docs and of README from the code and the demo
 	$(BIN)/python docs/figures.py

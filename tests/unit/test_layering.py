@@ -2,8 +2,10 @@
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
@@ -60,6 +62,7 @@ def imported_modules(path: Path, name: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, str(first.value)
 
 
+@cache
 def dependency_names() -> set[str]:
     """Return the import names of all that pyproject.toml lists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -77,6 +80,18 @@ def dependency_names() -> set[str]:
 
 def test_the_packages_keep_to_their_layers():
     assert violations(ROOT, dependency_names()) == []
+
+
+def test_every_import_is_of_a_declared_dependency():
+    known = dependency_names() | set(PACKAGES) | sys.stdlib_module_names
+    undeclared = {
+        f"{path.relative_to(ROOT).as_posix()}:{line}: {module}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for line, module in imported_modules(path, path.relative_to(ROOT).as_posix())
+        if module.partition(".")[0] not in known
+    }
+    assert undeclared == set()
 
 
 def test_the_names_of_dependencies_are_found():

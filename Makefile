@@ -22,7 +22,7 @@ setup: $(INSTALLED) ## Create .venv and install everything that is pinned
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 on the PATH; install one, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip  # an old pip takes minutes to resolve
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=26,<27"  # an old one takes minutes to resolve
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 

@@ -16,6 +16,7 @@ Video = npt.NDArray[np.uint8]
 
 _SMALLEST_SIDE = 256
 _GAP = 8
+_GIF_COLOURS = 96
 
 
 def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
@@ -86,7 +87,7 @@ def write_gif(path: Path, video: Video, *, fps: float) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    palette = Image.fromarray(video.reshape(-1, *video.shape[2:])).quantize(256)
+    palette = Image.fromarray(video.reshape(-1, *video.shape[2:])).quantize(_GIF_COLOURS)
     frames = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
         for frame in video

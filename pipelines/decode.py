@@ -40,6 +40,8 @@ _DECORD_FAULT_TOLERANCE = 1e-9
 _SCRIPTS = ("concat", "dash", "hls", "imf", "sdp")
 """Formats that name other files; the hash of such a file says nothing about its frames."""
 _TIME_TOLERANCE_S = 1e-4
+_LONGEST_FRAME_S = 60.0
+"""How long a frame may stay on screen; one damaged time would repeat it for days."""
 _LOST_FRAMES_ALLOWED = 32
 """Frames before the first key frame of an open group of pictures, which no decoder can show."""
 _FRAME_IN_EVERY_PACKET = ("av1", "h264", "hevc", "libdav1d", "mpeg2video", "vp9")
@@ -136,15 +138,14 @@ def probe_video(path: Path) -> VideoProbe:
     if not packets:
         raise _probe_refusal("the video stream has no frames", "NoFrames")
     times.sort()
-    exact = not timeless and len(set(times)) == len(times)
-    if exact and len(times) > 1:
+    if not timeless and times and times[-1] > times[0]:
         rate = (len(times) - 1) / (times[-1] - times[0])
     return VideoProbe(
         container=name,
         codec=codec,
         pixel_format=pixel_format,
         average_fps=rate,
-        times_s=tuple(times) if exact else None,
+        times_s=None if timeless else tuple(times),
         has_edit_list=discarded > 0,
     )
 
@@ -222,6 +223,7 @@ def _decord_is_right(probe: VideoProbe) -> bool:
         and probe.codec in _DECORD_CODECS
         and probe.pixel_format in _DECORD_PIXEL_FORMATS
         and probe.times_s is not None
+        and len(set(probe.times_s)) == len(probe.times_s)
         and not probe.has_edit_list
     )
 
@@ -247,15 +249,16 @@ def _pyav_frames(path: Path, probe: VideoProbe) -> Iterator[tuple[float, Frame]]
         assert isinstance(stream, av.VideoStream)
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"err_detect": "explode"}  # no guessing over damage
+        clock = _FrameClock(probe)
         first = last = -float("inf")
         index = -1
         for index, frame in enumerate(container.decode(stream)):
             assert isinstance(frame, av.VideoFrame)
             if frame.is_corrupt:
                 raise DataError(f"frame {index} is corrupt")
-            time_s = _frame_time(frame.time, index, probe)
-            if time_s <= last:
-                raise DataError(f"frame {index} at {time_s:.3f} s does not come after {last:.3f} s")
+            time_s = clock.time(index, frame.time)
+            if time_s < last:
+                raise DataError(f"frame {index} at {time_s:.3f} s comes before {last:.3f} s")
             first = time_s if index == 0 else first
             last = time_s
             yield time_s, np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
@@ -277,19 +280,42 @@ def _check_number(decoded: int, first_s: float, probe: VideoProbe) -> None:
         raise DataError(f"only {decoded} of {len(probe.times_s)} frames could be decoded")
 
 
-def _frame_time(stated_s: float | None, index: int, probe: VideoProbe) -> float:
-    """Time of a decoded frame in seconds.
+class _FrameClock:
+    """Times of decoded frames in seconds."""
 
-    AVI states decoding times, which run backwards around B-frames; there the frame takes its place
-    in the sorted list of the packets' times.
-    """
-    if probe.times_s is not None and probe.container == "avi" and index < len(probe.times_s):
-        return probe.times_s[index]
-    if probe.times_s is not None and stated_s is not None:
+    def __init__(self, probe: VideoProbe) -> None:
+        self._probe = probe
+        self._shift: float | None = None
+
+    def time(self, index: int, stated_s: float | None) -> float:
+        """Return the time of a decoded frame.
+
+        AVI states decoding times, which run backwards around B-frames; there the frame takes its
+        place in the sorted list of the packets' times.
+        """
+        times = self._probe.times_s
+        if times is None:
+            return self._counted(index, stated_s)
+        if self._probe.container == "avi" and index < len(times):
+            return times[index]
+        if stated_s is None:
+            raise DataError(f"frame {index} carries no time")
         return stated_s
-    if probe.average_fps > 0:
-        return index / probe.average_fps
-    raise DataError("frames carry no time and the container states no frame rate")
+
+    def _counted(self, index: int, stated_s: float | None) -> float:
+        """Count frames at the average rate; the times that are stated must agree."""
+        rate = self._probe.average_fps
+        if rate <= 0:
+            raise DataError("frames carry no time and the container states no frame rate")
+        time_s = index / rate
+        if stated_s is not None:
+            self._shift = stated_s - time_s if self._shift is None else self._shift
+            if abs(stated_s - self._shift - time_s) > 0.5 / rate:
+                raise DataError(
+                    f"frame {index} at {stated_s:.3f} s is not where {rate:g} Hz puts it, and "
+                    "other frames carry no time"
+                )
+        return time_s
 
 
 def _cut(
@@ -302,6 +328,7 @@ def _cut(
     # Decoding goes on to the end even if enough is kept: a broken file is refused as a whole.
     for time_s, frame in frames:
         if current is not None:
+            _check_gap(times[-1], time_s)
             kept.keep_until(time_s - times[0], len(times) - 1, current)
         times.append(time_s)
         current = frame
@@ -321,6 +348,17 @@ def _cut(
             exception="TooShort",
         )
     return clips
+
+
+def _check_gap(early_s: float, late_s: float) -> None:
+    if late_s - early_s > _LONGEST_FRAME_S:
+        raise DecodeError(
+            f"the frame after {early_s:.2f} s comes {late_s - early_s:.0f} s later, and "
+            f"{_LONGEST_FRAME_S:.0f} s are allowed; its time is damaged, or this is a slide show",
+            stage="select",
+            decoder=None,
+            exception="LongGap",
+        )
 
 
 class _KeptFrames:

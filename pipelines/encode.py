@@ -43,7 +43,14 @@ from pipelines.records import (
 )
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import ray_session, root_cause
-from pipelines.shards import EncodedClip, complete_sidecar, entry_of, load_manifest, write_shard
+from pipelines.shards import (
+    EncodedClip,
+    NewerFormatError,
+    complete_sidecar,
+    entry_of,
+    load_manifest,
+    write_shard,
+)
 from pipelines.sources import Inventory, extend_plan, take_inventory
 from pipelines.storage import (
     read_json,
@@ -438,6 +445,8 @@ def _complete_manifest(config: RunConfig, dataset: Path, inventory: Inventory) -
     try:
         manifest = load_manifest(dataset)
         _sidecars(dataset, _Plan(identity=raw["identity"], specs=specs))
+    except NewerFormatError:
+        raise
     except (DataError, StageError):
         return None
     return manifest

@@ -20,7 +20,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -52,6 +52,7 @@ __all__ = [
     "LATENTS_SUFFIX",
     "EncodedClip",
     "LatentClip",
+    "NewerFormatError",
     "ShardReader",
     "complete_sidecar",
     "load_manifest",
@@ -67,6 +68,8 @@ LATENTS_SUFFIX = "latents.safetensors"
 CONDITION_SUFFIX = "cond.safetensors"
 _RECORD_SUFFIX = "json"
 _THUMBNAIL_SUFFIX = "webp"
+
+_Versioned = TypeVar("_Versioned", Manifest, ShardSidecar)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +107,10 @@ def sidecar_path(dataset: Path, name: str) -> Path:
 def moments_path(dataset: Path, name: str) -> Path:
     """Path of a shard's partial moments."""
     return dataset / "shards" / f"{name}.moments.safetensors"
+
+
+class NewerFormatError(DataError):
+    """A data set of a newer format, which this program neither reads nor overwrites."""
 
 
 class _HashingFile:
@@ -154,15 +161,14 @@ def write_shard(
     try:
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
-            writer = webdataset.TarWriter(
+            with webdataset.TarWriter(
                 hashing, user="cil", group="cil", mode=0o644, mtime=0, encoder=False
-            )
-            for clip in clips:
-                writer.write(_sample(clip))
-                moments.update(clip.mean.double()[None], clip.std.double()[None])
-                keys.append(clip.record.key)
-                clips_of_input[clip.record.content_sha256] += 1
-            writer.close()
+            ) as writer:
+                for clip in clips:
+                    writer.write(_sample(clip))
+                    moments.update(clip.mean.double()[None], clip.std.double()[None])
+                    keys.append(clip.record.key)
+                    clips_of_input[clip.record.content_sha256] += 1
             file.flush()
             os.fsync(file.fileno())
         members = _member_offsets(temporary)
@@ -174,6 +180,9 @@ def write_shard(
     moments_bytes = save_tensors(moments.state_dict()) if keys else b""
     if keys:
         write_atomic(moments_file, moments_bytes)
+    else:  # of an earlier encoding, when its videos were still whole
+        path.unlink(missing_ok=True)
+        moments_file.unlink(missing_ok=True)
     sidecar = ShardSidecar(
         format_version=FORMAT_VERSION,
         name=spec.name,
@@ -228,27 +237,43 @@ def read_sidecar(path: Path) -> ShardSidecar:
     Raises:
         DataError: it cannot be read or is of another format.
     """
+    return _read_record(path, ShardSidecar)
+
+
+def _read_record(path: Path, kind: type[_Versioned]) -> _Versioned:
+    """Read a record that states a format version which this program knows."""
     try:
         raw = read_json(path)
-        if raw.get("format_version", 0) > FORMAT_VERSION:
-            raise DataError(
-                f"format version {raw['format_version']}, this program reads up to {FORMAT_VERSION}"
+        if not isinstance(raw, dict) or not isinstance(raw.get("format_version"), int):
+            raise DataError("it states no format version")
+        if raw["format_version"] > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"{path} has format version {raw['format_version']}, this program reads up to "
+                f"{FORMAT_VERSION}; use a newer one"
             )
-        return ShardSidecar.from_json(raw)
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"cannot use the shard sidecar {path}: {error}") from error
+        return kind.from_json(raw)
+    except NewerFormatError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot use {path}: {error}; run encode again") from error
 
 
 def complete_sidecar(dataset: Path, spec: ShardSpec, identity_hash: str) -> ShardSidecar | None:
-    """Return the sidecar if the shard is complete and belongs to the plan, else None."""
+    """Return the sidecar if the shard is complete and belongs to the plan, else None.
+
+    Raises:
+        NewerFormatError: a newer program wrote it; it must not be overwritten.
+    """
     path = sidecar_path(dataset, spec.name)
     if not path.exists():
         return None
     try:
         sidecar = read_sidecar(path)
-    except DataError:
+        inputs = [{"path": item["path"], "sha256": item["sha256"]} for item in sidecar.inputs]
+    except NewerFormatError:
+        raise
+    except (DataError, KeyError, TypeError):
         return None  # damaged: the shard is written again
-    inputs = [{"path": item["path"], "sha256": item["sha256"]} for item in sidecar.inputs]
     if inputs != spec.inputs or sidecar.identity_hash != identity_hash:
         return None
     if sidecar.count:
@@ -269,15 +294,7 @@ def load_manifest(dataset: Path) -> Manifest:
     path = dataset / "manifest.json"
     if not path.exists():
         raise DataError(f"no data set in {dataset} (manifest.json is missing); run encode first")
-    try:
-        raw = read_json(path)
-        if raw.get("format_version", 0) > FORMAT_VERSION:
-            raise DataError(
-                f"format version {raw['format_version']}, this program reads up to {FORMAT_VERSION}"
-            )
-        return Manifest.from_json(raw)
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"cannot use {path}: {error}") from error
+    return _read_record(path, Manifest)
 
 
 def read_moments(dataset: Path, name: str) -> LatentMoments:
@@ -380,6 +397,11 @@ class ShardReader:
                 f"delete {sidecar_path(self._dataset, entry.name)} and run encode again"
             )
         sidecar = read_sidecar(sidecar_path(self._dataset, entry.name))
+        if sidecar.sha256 != entry.sha256:
+            raise DataError(
+                f"{sidecar_path(self._dataset, entry.name)} is of another tar file: it states the "
+                f"sha256 {sidecar.sha256}, the manifest {entry.sha256}; run encode again"
+            )
         with path.open("rb") as file:
             return sidecar, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

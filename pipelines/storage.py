@@ -87,7 +87,7 @@ def remove_temporaries(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.glob(f".*{_SUFFIX}"):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -133,22 +133,19 @@ def check_writable(folder: Path, name: str) -> None:
         ConfigError: it is a file, or it cannot be made or written.
     """
     existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    problem = None
-    if not existing.is_dir():
-        problem = f"{existing} is a file"
-    else:
+    try:
+        # A link to nowhere does not "exist", but nothing can be made in its place either.
+        while not (existing.is_symlink() or existing.exists()) and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is not a folder")
         probe = existing / f".writable.{os.getpid()}{_SUFFIX}"
-        try:
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            problem = str(error.strerror)
-    if problem:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
         raise ConfigError(
-            f"{name}: cannot write to {folder}: {problem}; choose a folder that you may write to"
-        )
+            f"{name}: cannot write to {folder}: {error.strerror or error}; choose a folder that you may write to"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

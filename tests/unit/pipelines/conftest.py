@@ -1,5 +1,7 @@
 """Helpers of the pipeline tests, as fixtures: drawn videos, the reference clips, small shards."""
 
+import hashlib
+import io
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +9,13 @@ from pathlib import Path
 import av  # before decord: the two bring their own codec libraries, and the first one loaded wins
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from pipelines.config import content_hash
+from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
+from pipelines.shards import EncodedClip, entry_of, write_shard
+from pipelines.storage import write_json
 
 REFERENCE_VARIABLE = "CIL_REFERENCE_DATA"
 
@@ -99,3 +108,80 @@ def reference():
     if not folder:
         pytest.skip(f"{REFERENCE_VARIABLE} is not set: the real reference clips are not here")
     return Path(folder) / "videos"
+
+
+class SmallShards:
+    """Latent shards of random clips, written by the real writer."""
+
+    def clip(self, seed, *, shape=(2, 3, 4, 4), dtype=torch.bfloat16, sha="a" * 64):
+        """Make an encoded clip that is a pure function of its arguments."""
+        generator = torch.Generator().manual_seed(seed)
+        mean, std = torch.randn(2, *shape, generator=generator)
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (seed % 256, 0, 0)).save(buffer, format="WEBP")
+        record = ClipRecord(
+            key=hashlib.sha256(f"clip {seed}".encode()).hexdigest()[:32],
+            path=f"video {seed}.mp4",
+            content_sha256=sha,
+            start_s=float(seed),
+            end_s=seed + 1.0,
+            fps=8.0,
+            source_fps=25.0,
+            num_frames=shape[0],
+            num_distinct_frames=shape[0],
+            height=16,
+            width=16,
+            decoder="pyav",
+        )
+        return EncodedClip(
+            record=record,
+            mean=mean.to(dtype),
+            std=std.abs().to(dtype),
+            image_embeds=torch.zeros(1, 8),
+            thumbnail=buffer.getvalue(),
+        )
+
+    def spec(self, number=0, *, shas=("a" * 64,), generation=0):
+        """Make a shard spec."""
+        return ShardSpec(
+            name=f"shard-{number:06d}",
+            generation=generation,
+            inputs=[{"path": f"{sha[:4]}.mp4", "sha256": sha} for sha in shas],
+        )
+
+    def write(self, dataset, clips, number=0, quarantined=(), **spec):
+        """Write a shard and return its sidecar."""
+        return write_shard(
+            dataset,
+            self.spec(number, **spec),
+            iter(clips),
+            identity_hash="identity",
+            quarantined=list(quarantined),
+        )
+
+    def dataset(self, folder, counts=(3, 2), **clip):
+        """Write a data set with that many clips per shard; returns its manifest."""
+        sidecars, first = [], 0
+        for number, count in enumerate(counts):
+            clips = [self.clip(seed, **clip) for seed in range(first, first + count)]
+            sidecars.append(self.write(folder, clips, number))
+            first += count
+        shape = clip.get("shape", (2, 3, 4, 4))
+        shards = [entry_of(sidecar) for sidecar in sidecars]
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            fingerprint=content_hash(shards),
+            identity={},
+            identity_hash="identity",
+            latents_shape=list(shape),
+            shards=shards,
+            totals={"videos": first, "clips": first, "shards": len(shards)},
+        )
+        write_json(folder / "manifest.json", manifest.to_json())
+        return manifest
+
+
+@pytest.fixture(scope="session")
+def small_shards():
+    """Writer of small shards and data sets."""
+    return SmallShards()

@@ -183,6 +183,37 @@ def test_variable_frame_rate_is_resampled_by_time(drawn, tmp_path, muxer, b_fram
     assert len(video.clips) * 4 > 0.95 * 30 * times_ms[-1] / 1000
 
 
+def test_two_frames_of_one_time_do_not_shift_the_others(drawn, tmp_path):
+    """Of frames with the same time the last one is on screen; the others keep their times."""
+    gaps = random.Random(3)
+    times_ms = [0]
+    for _ in range(49):
+        times_ms.append(times_ms[-1] + gaps.choice([0, 0, 20, 40, 80, 120]))
+    whole = drawn.write(tmp_path / "whole.mkv", options={"bf": "0", "g": "1"})
+    path = tmp_path / "twice.mkv"
+
+    def set_time(number, packet):
+        packet.pts = packet.dts = times_ms[number]
+        return True
+
+    drawn.remux(whole, path, set_time)
+    video = decode_clips(path, transform(drawn, num_frames=2, fps=20.0))
+    assert drawn.wrong(video, [time / 1000 for time in times_ms]) == []
+    assert len(video.clips) > 8 * times_ms[-1] / 1000
+
+
+def test_frames_without_a_time_are_counted_only_if_the_others_agree(drawn, tmp_path):
+    """The FLV reader loses two times at a long gap; to count on would jump over the gap."""
+    times_ms = [*range(0, 400, 40), *range(3_600_000, 3_600_400, 40)]
+    path = drawn.write(tmp_path / "gap.flv", num_frames=20, times_ms=times_ms, options={"bf": "2"})
+    assert probe_video(path).times_s is None
+    error = refusal(path, transform(drawn))
+    assert "Hz puts it, and other frames carry no time" in str(error)
+    path = drawn.write(tmp_path / "raw.mpg", muxer="h264", options={"bf": "2"})
+    assert probe_video(path).times_s is None
+    assert numbers(drawn, decode_clips(path, transform(drawn))) == list(range(NUM_FRAMES))
+
+
 @pytest.mark.parametrize("muxer", ["mp4", "mkv", "ts"])
 def test_a_late_start_does_not_shift_the_clips(drawn, tmp_path, muxer):
     times_ms = [5000 + 40 * index for index in range(20)]
@@ -380,6 +411,22 @@ def test_too_short_says_how_much_is_missing(drawn, written):
     error = refusal(written / "h264.mp4", transform(drawn, num_frames=51))
     assert str(error) == "too short: 2.00 s, and one clip of 51 frames at 25 Hz needs 2.04 s"
     assert (error.stage, error.decoder, error.exception) == ("select", None, "TooShort")
+
+
+@pytest.mark.parametrize("muxer", ["mp4", "mkv", "flv"])
+def test_a_damaged_time_does_not_repeat_a_frame_for_days(drawn, tmp_path, muxer):
+    times_ms = [*range(0, 400, 40), *range(3_600_000, 3_600_400, 40)]
+    options = {"bf": "0"}
+    path = drawn.write(tmp_path / f"gap.{muxer}", num_frames=20, times_ms=times_ms, options=options)
+    error = refusal(path, transform(drawn))
+    assert str(error).startswith("the frame after 0.36 s comes 3600 s later, and 60 s are")
+    assert (error.stage, error.decoder, error.exception) == ("select", None, "LongGap")
+
+
+def test_a_frame_may_stay_for_a_minute(drawn, tmp_path):
+    path = drawn.write(tmp_path / "still.mp4", num_frames=3, times_ms=[0, 40, 60_000])
+    video = decode_clips(path, transform(drawn, num_frames=3, fps=0.1))
+    assert numbers(drawn, video) == [0, 1, 1, 1, 1, 1, 2, 2, 2]
 
 
 def test_files_that_are_no_videos_are_refused(drawn, tmp_path):

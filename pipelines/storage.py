@@ -143,8 +143,9 @@ def check_writable(folder: Path, name: str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
+        reason = error.strerror or error
         raise ConfigError(
-            f"{name}: cannot write to {folder}: {error.strerror or error}; choose a folder that you may write to"
+            f"{name}: cannot write to {folder}: {reason}; choose a folder that you may write to"
         ) from error
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 
 __all__ = [
     "check_writable",
@@ -78,8 +78,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_bytes())
+    """Read a JSON file.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged, it is not JSON: {error}; delete it") from error
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from cil.models import load_first_stage
 from pipelines import encode
 from pipelines.decode import decode_clips
@@ -268,6 +268,18 @@ def test_what_is_missing_makes_it_incomplete(copied, damage):
     else:
         shard.with_suffix(".tar").write_bytes(b"")
     assert not encode.is_complete(copied.config)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", '[{"path": "a.mp4"}]', '{"a": 1}'])
+def test_a_damaged_inventory_only_costs_hashing_again(copied, content):
+    (copied.dataset / "inventory.json").write_text(content)
+    assert run_without_ray(copied.config).reused
+
+
+def test_a_damaged_plan_is_named(copied):
+    (copied.dataset / "plan.json").write_text('{"identity": ')
+    with pytest.raises(DataError, match=r"plan\.json is damaged, it is not JSON"):
+        run_without_ray(copied.config)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -104,24 +105,25 @@ def _common_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
 
 
 def _guarded(action: Callable[[], int], *, debug: bool) -> int:
-    """Turn errors into one message and an exit code."""
+    """Turn errors into one message, without secrets, and an exit code."""
     from cil.errors import CilError, ConfigError
+    from pipelines.config import redact_uri
 
     try:
         return action()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    except CilError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    except SystemExit as error:  # tyro's, after it has explained a mistake or printed its help
+        return int(error.code or 0)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
+        if isinstance(error, CilError):
+            print(f"error: {redact_uri(str(error))}", file=sys.stderr)
+            return 2 if isinstance(error, ConfigError) else 1
         print(
-            f"error: unexpected {type(error).__name__}: {error}\n"
+            f"error: unexpected {type(error).__name__}: {redact_uri(str(error))}\n"
             "run again with --debug for the traceback, and please report it",
             file=sys.stderr,
         )

@@ -41,7 +41,7 @@ __all__ = [
     "validate_config",
 ]
 
-_FORBID_UNKNOWN: dict[str, Any] = {"extra": "forbid"}
+_STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
 
 _TINY = TinyConfig()
 
@@ -55,7 +55,7 @@ Positive = Annotated[float, Gt(0)]
 class DataConfig:
     """Which videos, and how clips are cut from them."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     videos: str = ""
     """Folder with video files; sub-folders are searched too. Required."""
     num_frames: Count = 8
@@ -74,7 +74,7 @@ class DataConfig:
 class FirstStageConfig:
     """The codec between pixels and latents."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     path: str | None = None
     """Folder of a fitted first stage; None fits a patch codec to the videos of this run."""
     patch_size: Count = 4
@@ -89,7 +89,7 @@ class FirstStageConfig:
 class EncodeConfig:
     """How the latent shards are written."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     videos_per_shard: Count = 16
     """Videos whose clips share a shard, which is the unit of work and of restart."""
     latents_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -104,7 +104,7 @@ class EncodeConfig:
 class ModelConfig:
     """The network that is trained, and its noise schedule."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     family: Literal["tiny"] = "tiny"
     """Model family, a name in the registry of `cil.models`."""
     block_out_channels: Annotated[tuple[Count, ...], MinLen(2)] = _TINY.block_out_channels
@@ -133,7 +133,7 @@ class ModelConfig:
 class TrainConfig:
     """Fine-tuning with Ray Train and DeepSpeed ZeRO."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     num_steps: Count = 400
     """Optimiser steps."""
     global_batch_size: Count = 8
@@ -182,7 +182,7 @@ class TrainConfig:
 class SampleConfig:
     """Sampling videos, in the run's last stage and as the default of the registered model."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     start_time: Annotated[float, Gt(0), Le(1)] = 0.94
     """Start time M in (0, 1]; 1 starts at sigma_max, smaller starts from a less noisy video."""
     analytic_init: bool = True
@@ -197,7 +197,7 @@ class SampleConfig:
 class TrackingConfig:
     """Where runs, metrics and models are recorded."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     uri: str = ""
     """MLflow tracking URI; empty takes MLFLOW_TRACKING_URI, else sqlite in the output folder."""
     experiment: str = "conditional-image-leakage"
@@ -210,7 +210,7 @@ class TrackingConfig:
 class ClusterConfig:
     """The Ray cluster."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     address: str | None = None
     """Ray address; None takes RAY_ADDRESS, else starts a local cluster for this command."""
     num_cpus: Count | None = None
@@ -221,7 +221,7 @@ class ClusterConfig:
 class OutputConfig:
     """Where results go."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     dir: str = "build/run"
     """Folder of the run: data set, checkpoints, statistics, model, samples and reports."""
 
@@ -230,7 +230,7 @@ class OutputConfig:
 class RunConfig:
     """Everything that decides a run."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID_UNKNOWN
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     """Seed of the data order, the network's initial weights and all noise."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -254,14 +254,13 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     """Output folder."""
 
-    def __post_init__(self) -> None:
-        """Check what no single field can know, and report all of it."""
-        problems = list(_cross_checks(self))
-        if problems:
-            raise ConfigError("\n  ".join(problems))
-
 
 def _cross_checks(config: RunConfig) -> Iterator[str]:
+    """Check what no single field can know.
+
+    Not in ``__post_init__``: parsing the command line would stop there, before the ranges of all
+    other settings are looked at.
+    """
     data, stage, model, train = config.data, config.first_stage, config.model, config.train
     for name, size in (("height", data.height), ("width", data.width)):
         if stage.path is None and size % stage.patch_size:
@@ -315,14 +314,37 @@ def load_config(path: str | Path | None) -> RunConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config file {path}: {error}") from error
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        raw = _load_yaml(text)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
     return validate_config(raw, source=str(path))
+
+
+def _load_yaml(text: str) -> Any:
+    """Parse YAML; a key that stands twice is an error, not the last one's victory."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for key in scalars:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    loader = Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def validate_config(raw: Mapping[str, Any], *, source: str) -> RunConfig:
@@ -337,24 +359,49 @@ def validate_config(raw: Mapping[str, Any], *, source: str) -> RunConfig:
     """
     import pydantic
 
+    booleans = dict(_booleans_for_numbers(raw, RunConfig))
+    mistakes = [f"{path}: must not be true or false, got {it}" for path, it in booleans.items()]
     try:
-        return pydantic.TypeAdapter(RunConfig).validate_python(dict(raw))
+        config = pydantic.TypeAdapter(RunConfig).validate_python(dict(raw))
     except pydantic.ValidationError as error:
-        lines = [_describe(dict(item)) for item in error.errors(include_url=False)]
-        noun = "mistake" if len(lines) == 1 else "mistakes"
-        text = "\n".join(f"  {line}" for line in lines)
-        raise ConfigError(f"{source} has {len(lines)} {noun}:\n{text}") from error
+        found = [dict(item) for item in error.errors(include_url=False)]
+        mistakes += [_describe(item) for item in found if _path(item) not in booleans]
+    else:
+        mistakes += _cross_checks(config)
+    if mistakes:
+        noun = "mistake" if len(mistakes) == 1 else "mistakes"
+        text = "\n".join(f"  {line}" for line in mistakes)
+        raise ConfigError(redact_uri(f"{source} has {len(mistakes)} {noun}:\n{text}"))
+    return config
+
+
+def _booleans_for_numbers(raw: Any, owner: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Find yes, on and true where a number belongs; pydantic would take them for 1."""
+    if not isinstance(raw, Mapping):
+        return
+    for item in dataclasses.fields(owner):
+        value = raw.get(item.name)
+        if dataclasses.is_dataclass(item.type):
+            yield from _booleans_for_numbers(value, item.type, f"{prefix}{item.name}.")
+        elif isinstance(value, bool) and item.type is not bool:
+            yield f"{prefix}{item.name}", value
+
+
+def _path(item: dict[str, Any]) -> str:
+    return ".".join(str(part) for part in item["loc"])
 
 
 def _describe(item: dict[str, Any]) -> str:
-    parts = [str(part) for part in item["loc"]]
-    path = ".".join(parts)
+    path, parts = _path(item), [str(part) for part in item["loc"]]
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _field_names(parts[:-1])
         close = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         elsewhere = [p for p in _paths(RunConfig) if p.split(".")[-1] == parts[-1]]
+        section, _, name = path.partition(".")
         hint = (
-            f"did you mean {'.'.join([*parts[:-1], close[0]])}?"
+            f"write {section}: {{{name}: ...}}"
+            if len(parts) == 1 and path in _paths(RunConfig)
+            else f"did you mean {'.'.join([*parts[:-1], close[0]])}?"
             if close
             else f"did you mean {elsewhere[0]}?"
             if elsewhere
@@ -362,8 +409,10 @@ def _describe(item: dict[str, Any]) -> str:
         )
         return f"{path}: unknown key; {hint}"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":  # our own message, which says what was given
+        return f"{path}: {message}"
     message = re.sub(r"^Input should", "must", message).replace("a valid integer", "an integer")
-    return f"{path}: {message}, got {item['input']!r}" if path else message
+    return f"{path}: {message}, got {item['input']!r}"
 
 
 def _field_names(parts: list[str]) -> list[str]:
@@ -385,8 +434,12 @@ def _paths(owner: Any, prefix: str = "") -> Iterator[str]:
 
 
 def redact_uri(uri: str) -> str:
-    """Replace the password (or token) in a URI's user part, so that it can be shown."""
-    return re.sub(r"(?<=://)([^/@\s]*)@", _redact_userinfo, uri)
+    """Replace passwords and tokens in the URIs of a text, so that it can be shown.
+
+    A password may hold any sign, also / and @: all before the last @ of a URI is hidden.
+    """
+    uri = re.sub(r"(?<=://)([^\s'\"]*)@", _redact_userinfo, uri)
+    return re.sub(r"(?i)([?&;][\w-]*(?:password|passwd|token|secret)=)[^&;#\s'\"]*", r"\1***", uri)
 
 
 def _redact_userinfo(match: re.Match[str]) -> str:

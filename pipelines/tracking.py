@@ -113,7 +113,7 @@ def _check_database(uri: str, shown: str) -> None:
     try:
         sqlalchemy.create_engine(uri).connect().close()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0].replace(uri, shown)
+        reason = redact_uri(str(error).splitlines()[0])
         raise ConfigError(
             f"tracking.uri: cannot connect to {shown}: {reason}; check the address and the driver"
         ) from error
@@ -147,7 +147,7 @@ def _explained(doing: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (mlflow.MlflowException, requests.RequestException) as error:
-        reason = str(error).splitlines()[0]
+        reason = redact_uri(str(error).splitlines()[0])
         raise StageError(
             f"MLflow at {redact_uri(uri)} failed while {doing}: {reason}; when it works again, run "
             "the same command to go on"
@@ -257,7 +257,8 @@ def log_rows(uri: str, run_id: str, rows: list[dict[str, float]]) -> bool:
         for start in range(0, len(metrics), _BATCH):
             client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     except (mlflow.MlflowException, requests.RequestException) as error:
-        _log.warning("metrics kept for later, MLflow at %s failed: %s", redact_uri(uri), error)
+        reason = redact_uri(str(error))
+        _log.warning("metrics kept for later, MLflow at %s failed: %s", redact_uri(uri), reason)
         return False
     return True
 

@@ -57,7 +57,8 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     videos: str = ""
-    """Folder with video files; sub-folders are searched too. Required."""
+    """Folder with video files; sub-folders are searched too, hidden ones and links are not.
+    Required."""
     num_frames: Count = 8
     """Frames per clip."""
     fps: Positive = 8.0

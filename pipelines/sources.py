@@ -6,6 +6,7 @@ so shards that exist never change.
 """
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +60,10 @@ def check_source_folder(folder: str) -> None:
             "data.videos is not set; give a folder with video files: --data.videos FOLDER"
         )
     path = Path(folder)
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
+    if not os.path.isdir(path):
+        what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
         raise ConfigError(f"data.videos: {folder} {what}; give a folder with video files")
-    found, others = _list_files(path)
+    found, others, _ = _list_files(path)
     if not found:
         suffixes = ", ".join(sorted(VIDEO_SUFFIXES))
         example = f", for example {others[0]}" if others else ""
@@ -79,12 +80,14 @@ def take_inventory(folder: Path, known: dict[str, VideoFile]) -> Inventory:
         folder: source folder, searched with its sub-folders.
         known: files of an earlier inventory by path; a hash is reused while size and time agree.
     """
-    found, others = _list_files(folder)
+    found, others, refused = _list_files(folder)
     videos: dict[str, VideoFile] = {}
-    refused: list[QuarantineRecord] = []
     for path in found:
         try:
             status = (folder / path).stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                refused.append(_refuse(path, None, "read", "NotAFile", "not a regular file"))
+                continue
             before = known.get(path)
             unchanged = before is not None and (before.num_bytes, before.mtime_ns) == (
                 status.st_size,
@@ -135,18 +138,27 @@ def extend_plan(
     return specs
 
 
-def _list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the relative paths of video files and of all others, each sorted."""
+def _list_files(folder: Path) -> tuple[list[str], list[str], list[QuarantineRecord]]:
+    """Return the relative paths of video files and of all others, sorted, and unreadable folders.
+
+    Hidden files and folders are left alone, links to folders are not followed.
+    """
     videos: list[str] = []
     others: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
+    refused: list[QuarantineRecord] = []
+
+    def refuse(error: OSError) -> None:
+        path = Path(error.filename).relative_to(folder).as_posix()
+        refused.append(_refuse(path, None, "read", type(error).__name__, str(error.strerror)))
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(parent, name).relative_to(folder).as_posix()
             if name.startswith("."):
                 continue
             (videos if Path(name).suffix.lower() in VIDEO_SUFFIXES else others).append(path)
-    return sorted(videos), sorted(others)
+    return sorted(videos), sorted(others), refused
 
 
 def _refuse(

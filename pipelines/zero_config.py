@@ -57,7 +57,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    length = max(config.num_steps - config.warmup_steps, 1)
+    length = max(config.num_steps - 1 - config.warmup_steps, 1)  # the last step ends the cosine
     progress = min((step - config.warmup_steps) / length, 1.0)
     floor = config.final_learning_rate_fraction
     cosine = 0.5 * (1 + math.cos(math.pi * progress))

@@ -105,7 +105,7 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
         ConfigError: another command holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -18,7 +18,7 @@ from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
 from pipelines.config import RunConfig, config_to_yaml, content_hash, validate_config
 from pipelines.encode import DATASET_FOLDER
-from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, watch_board
+from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import build_model, save_model
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
@@ -171,8 +171,7 @@ def _fit(
         ),
     )
     try:
-        with watch_board(board, title="train: steps", total=train.num_steps):
-            result = trainer.fit()
+        result = run_and_watch(trainer.fit, board, title="train: steps", total=train.num_steps)
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         rank, first = next(iter(failures.items()), (None, error))

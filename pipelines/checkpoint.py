@@ -9,11 +9,14 @@ has not committed does not exist. Inside:
     ema.safetensors         the whole weight average, in the checkpoint of the last step
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -140,12 +143,25 @@ def load_checkpoint(
     Raises:
         DataError: the checkpoint is of another run, or damaged.
     """
-    state = TrainState(**read_json(folder / "train_state.json"))
+    with _damage_named(folder):
+        state = TrainState(**read_json(folder / "train_state.json"))
     expected.require_same_run(state)
+    with _damage_named(folder):
+        saved = load_file(folder / f"ema_rank{rank}.safetensors")
     loaded, _ = engine.load_checkpoint(str(folder), tag=_TAG)
     if loaded is None:
         raise DataError(f"DeepSpeed could not load the checkpoint in {folder}; is it complete?")
-    saved = load_file(folder / f"ema_rank{rank}.safetensors")
     for number, shard in enumerate(ema.shards):
         shard.copy_(saved[f"group{number}"])
     return state
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise DataError(
+            f"the checkpoint in {folder} is damaged: {error}; choose another output.dir, or delete "
+            "this one's train folder to start again"
+        ) from error

@@ -11,7 +11,7 @@ Run: `cil encode --config configs/demo.yaml`.
 import io
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -266,7 +266,7 @@ def _webp(frame: npt.NDArray[np.uint8]) -> bytes:
 def _inventory(config: RunConfig, dataset: Path) -> Inventory:
     path = dataset / "inventory.json"
     known = {}
-    if path.exists():
+    with suppress(OSError, DataError, KeyError, TypeError):  # it only saves hashing again
         known = {item["path"]: VideoFile.from_json(item) for item in read_json(path)}
     return take_inventory(Path(config.data.videos), known)
 

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 
 __all__ = [
     "check_writable",
     "commit",
+    "hash_of_folder",
     "lock_folder",
     "read_json",
     "remove_temporaries",
@@ -78,8 +79,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_bytes())
+    """Read a JSON file.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged, it is not JSON: {error}; delete it") from error
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -120,6 +128,15 @@ def sha256_of_file(path: Path) -> str:
     """Hash a file's content; returns hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of_folder(folder: Path) -> str:
+    """Hash the names and contents of all files below a folder; a missing one hashes as empty."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of_file(path)}\n".encode())
+    return total.hexdigest()
 
 
 def check_writable(folder: Path, name: str) -> None:

@@ -81,8 +81,7 @@ def check_tracking(config: RunConfig) -> None:
     if scheme in ("http", "https"):
         _check_server(uri, shown)
     elif scheme == "sqlite":
-        path = Path(uri.partition("sqlite:///")[2])
-        check_writable(path.parent, "tracking.uri")
+        _check_sqlite(uri)
     elif scheme in _DATABASES:
         _check_database(uri, shown)
     else:
@@ -107,12 +106,36 @@ def _check_server(uri: str, shown: str) -> None:
         )
 
 
+def _check_sqlite(uri: str) -> None:
+    """Check the place of a local database without making it."""
+    import sqlite3
+    from contextlib import closing
+
+    database = uri.partition("sqlite:///")[2]
+    if not database or database == ":memory:":
+        raise ConfigError(
+            f"tracking.uri must name a file, got {uri!r}; use sqlite:///FOLDER/mlflow.db"
+        )
+    path = Path(database)
+    check_writable(path.parent, "tracking.uri")
+    if not path.exists():
+        return
+    try:
+        # as_uri: sqlite opens what is there and makes nothing
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as there:
+            there.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise ConfigError(
+            f"tracking.uri: {path} cannot be used as a database: {error}; choose another file"
+        ) from error
+
+
 def _check_database(uri: str, shown: str) -> None:
     import sqlalchemy
 
     try:
         sqlalchemy.create_engine(uri).connect().close()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = redact_uri(str(error).splitlines()[0])
         raise ConfigError(
             f"tracking.uri: cannot connect to {shown}: {reason}; check the address and the driver"
@@ -177,8 +200,8 @@ def start_run(config: RunConfig, folder: Path, manifest: Manifest, identity: str
     with _explained("starting the run", uri):
         if kept.exists():
             before = read_json(kept)
-            if before["identity"] == identity and before["uri"] == redact_uri(uri):
-                client.update_run(before["run_id"], status="RUNNING")
+            same = before["identity"] == identity and before["uri"] == redact_uri(uri)
+            if same and _reopen(client, str(before["run_id"])):
                 return str(before["run_id"])
         experiment_id = _experiment(client, config, uri)
         run = client.create_run(
@@ -196,6 +219,19 @@ def start_run(config: RunConfig, folder: Path, manifest: Manifest, identity: str
         _log_dataset(client, run_id, config, manifest)
     write_json(kept, {"run_id": run_id, "identity": identity, "uri": redact_uri(uri)})
     return run_id
+
+
+def _reopen(client: Any, run_id: str) -> bool:
+    """Set a run to running again; False if it was deleted in the meantime."""
+    import mlflow
+
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except mlflow.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+    return True
 
 
 def _experiment(client: Any, config: RunConfig, uri: str) -> str:

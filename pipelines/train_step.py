@@ -4,6 +4,8 @@ All randomness comes from (seed, place in the global batch, purpose, step), so l
 on how many workers share the batch.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ __all__ = ["NonFiniteLossError", "TrainStep"]
 
 
 class NonFiniteLossError(StageError):
-    """A loss that is NaN or infinite; raised on every rank, before the weights are touched."""
+    """A loss or gradient that is NaN or infinite; raised on every rank, the weights untouched."""
 
 
 class TrainStep:
@@ -57,7 +59,7 @@ class TrainStep:
             loss (mean over the global batch), grad_norm, learning_rate, clips, sigma_cond.
 
         Raises:
-            NonFiniteLossError: the loss is not finite.
+            NonFiniteLossError: the loss or the norm of the gradient is not finite.
         """
         config, engine = self._config, self._engine
         indices = clip_indices(
@@ -75,23 +77,31 @@ class TrainStep:
             result = self._loss(clips, slots, step)
             mean_loss = self._mean_over_ranks(result.loss.detach())
             if not torch.isfinite(mean_loss):
-                keys = [self._reader.key(index) for index in indices]
-                raise NonFiniteLossError(
-                    f"the loss of step {step} is {mean_loss.item()}; stopped before the weights "
-                    f"were touched. Lower train.learning_rate, or look at these clips: {keys}"
-                )
+                raise self._not_finite("loss", mean_loss.item(), step, indices)
             engine.backward(result.loss)
             engine.step()
             total += mean_loss.item() * len(slots)
             sigma_cond_total += result.sigma_cond.sum().item()
         share = len(self._slots)
+        grad_norm = float(engine.get_global_grad_norm() or 0.0)
+        if not math.isfinite(grad_norm):  # then DeepSpeed has left the weights alone, silently
+            raise self._not_finite("gradient norm", grad_norm, step, indices)
         return {
             "loss": total / share,
-            "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+            "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "sigma_cond": sigma_cond_total / share,
             "clips": float(config.train.global_batch_size),
         }
+
+    def _not_finite(
+        self, name: str, value: float, step: int, indices: Sequence[int]
+    ) -> NonFiniteLossError:
+        keys = [self._reader.key(index) for index in indices]
+        return NonFiniteLossError(
+            f"the {name} of step {step} is {value}; stopped before the weights were touched. Lower "
+            f"train.learning_rate, or look at these clips: {keys}"
+        )
 
     def _loss(self, clips: list[LatentClip], slots: list[int], step: int) -> LossResult:
         """Draw this step's noise for some places of the global batch and return their loss."""

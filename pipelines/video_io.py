@@ -1,5 +1,8 @@
 """Images in, videos out: mp4 for players, GIF for pages, contact sheets for eyes."""
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,20 @@ _GIF_COLOURS = 96
 
 
 def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) uint8 RGB.
+    """Read an image file as (H, W, 3) uint8 RGB, turned as its EXIF says.
 
     Raises:
         ConfigError: it is missing or not an image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+            upright = ImageOps.exif_transpose(image)  # phones store pictures lying
+            if upright.mode == "I;16":  # Pillow would clip 65535 greys at 255
+                upright = Image.fromarray((np.array(upright) // 257).astype(np.uint8))
+            return np.array(upright.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(
             f"cannot read the image {path}: {error}; give a PNG, JPEG or WebP file"
         ) from error
@@ -68,8 +74,7 @@ def write_mp4(path: Path, video: Video, *, fps: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    temporary = temporary_beside(path)
-    with av.open(str(temporary), "w", format="mp4") as container:
+    with _whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -79,7 +84,6 @@ def write_mp4(path: Path, video: Video, *, fps: float) -> None:
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
-    commit(temporary, path)
 
 
 def write_gif(path: Path, video: Video, *, fps: float) -> None:
@@ -92,13 +96,26 @@ def write_gif(path: Path, video: Video, *, fps: float) -> None:
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
         for frame in video
     ]
+    # Times in a GIF are whole hundredths of a second, and players slow down below two of them.
+    ends = [round(100 * (index + 1) / fps) for index in range(len(frames))]
+    durations = [10 * max(end - start, 2) for start, end in itertools.pairwise([0, *ends])]
+    with _whole_file(path) as temporary:
+        frames[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=durations,
+            loop=0,
+        )
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; the file gets its own name when it is whole."""
     temporary = temporary_beside(path)
-    frames[0].save(
-        temporary,
-        format="GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 / fps),
-        loop=0,
-    )
-    commit(temporary, path)
+    try:
+        yield temporary
+        commit(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

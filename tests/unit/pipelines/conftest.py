@@ -1,7 +1,9 @@
 """Helpers of the pipeline tests, as fixtures: drawn videos, the reference clips, small shards."""
 
+import dataclasses
 import hashlib
 import io
+import json
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.config import content_hash
+from cil.models.patch_moments import PatchMoments
+from cil.models.patch_pca import PatchPCA
+from pipelines import encode, first_stage
+from pipelines.config import RunConfig, content_hash, validate_config
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
 from pipelines.shards import EncodedClip, entry_of, write_shard
 from pipelines.storage import write_json
@@ -179,6 +184,100 @@ class SmallShards:
         )
         write_json(folder / "manifest.json", manifest.to_json())
         return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedRun:
+    """A run whose data set is complete, made without Ray by the functions that Ray would call."""
+
+    config: RunConfig
+    videos: Path
+    output: Path
+
+    @property
+    def dataset(self):
+        """Folder of the data set."""
+        return self.output / "dataset"
+
+
+def write_noise(path, seed, *, num_frames=32, fps=16):
+    """Write a small colourful video: coarse noise that drifts to the right."""
+    colours = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
+    picture = np.repeat(np.repeat(colours, 8, axis=0), 8, axis=1)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=fps, options={"crf": "12", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for index in range(num_frames):
+            shifted = np.ascontiguousarray(np.roll(picture, index, axis=1))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(shifted, format="rgb24")))
+        file.mux(stream.encode())
+
+
+def encode_without_ray(config):
+    """Do what `pipelines.encode.run` does, with its tasks called in this process."""
+    dataset = Path(config.output.dir) / "dataset"
+    dataset.mkdir(parents=True)
+    inventory = encode._inventory(config, dataset)
+    encode._save_inventory(dataset, inventory)
+    source, how = str(Path(config.data.videos).resolve()), encode.transform_of(config)
+    moments = PatchMoments(patch_size=config.first_stage.patch_size)
+    for video in inventory.videos:
+        batch = {"path": np.array([video.path]), "sha256": np.array([video.sha256])}
+        row = first_stage.moments_of_video(
+            batch, source=source, transform=how, patch_size=config.first_stage.patch_size
+        )
+        part = PatchMoments(patch_size=config.first_stage.patch_size)
+        part.count = int(row["count"][0])
+        part.total = torch.from_numpy(row["total"][0])
+        part.second = torch.from_numpy(row["second"][0])
+        moments.merge(part)
+    codec = PatchPCA.fit(moments, latent_channels=config.first_stage.latent_channels)
+    codec.save(dataset / "first_stage")
+    plan = encode._make_plan(config, dataset, inventory, codec)
+    encoder = encode.ShardEncoder(
+        source=source,
+        dataset=str(dataset),
+        transform=how,
+        identity_hash=plan.identity_hash,
+        latents_dtype=config.encode.latents_dtype,
+        image_embeds_shape=(1, config.model.cross_attention_dim),
+    )
+    for spec in plan.specs:
+        encoder({"spec": np.array([json.dumps(spec.to_json())])})
+    return encode._finish(dataset, plan, inventory)
+
+
+@pytest.fixture(scope="session")
+def encoded_run(tmp_path_factory):
+    """Five good videos of two clips each, a copy, a broken one and a short one, encoded."""
+    folder = tmp_path_factory.mktemp("encoded")
+    videos = folder / "videos"
+    (videos / "sub").mkdir(parents=True)
+    for seed, name in enumerate(["a.mp4", "b.mp4", "sub/c.mp4", "-d e.mp4", "f\nf.mp4"]):
+        write_noise(videos / name, seed)
+    (videos / "copy.mp4").write_bytes((videos / "a.mp4").read_bytes())
+    (videos / "broken.mp4").write_text("not a video")
+    write_noise(videos / "short.mp4", 99, num_frames=5)
+    config = validate_config(
+        {
+            "data": {"videos": str(videos)},
+            "encode": {"videos_per_shard": 3},
+            "train": {"global_batch_size": 4, "num_steps": 4, "warmup_steps": 0},
+            "sample": {"num_steps": 2, "num_videos": 2},
+            "output": {"dir": str(folder / "run")},
+        },
+        source="the tests",
+    )
+    encode_without_ray(config)
+    return EncodedRun(config=config, videos=videos, output=folder / "run")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(encoded_run):
+    """A tiny model with fresh weights for the encoded run; tests must not train it."""
+    from pipelines.model_folder import build_model
+
+    return build_model(encoded_run.config, encoded_run.dataset)
 
 
 @pytest.fixture(scope="session")

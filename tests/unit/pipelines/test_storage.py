@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from pipelines.storage import (
     check_writable,
     commit,
@@ -55,6 +55,13 @@ def test_json_is_sorted_and_never_holds_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "three.json", {"loss": float("nan")})
     assert names(tmp_path) == ["one.json", "two.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"cut": ', b"\xff\xfe", b"text"])
+def test_json_that_is_damaged_is_named(tmp_path, content):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"file\.json is damaged, it is not JSON: .*; delete it"):
+        read_json(tmp_path / "file.json")
 
 
 def test_any_text_survives_json(tmp_path):

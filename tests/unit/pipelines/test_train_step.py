@@ -1,121 +1,193 @@
-"""One optimiser step, with a plain engine: losses do not depend on how the batch is divided."""
-
-from dataclasses import replace
-from types import SimpleNamespace
+import copy
+import dataclasses
 
 import pytest
 import torch
 
-from cil.models import build
-from cil.models.patch_moments import PatchMoments
-from cil.models.patch_pca import PatchPCA
-from pipelines.config import ModelConfig, RunConfig, TrainConfig
+from cil.errors import ConfigError, StageError
+from pipelines.data_order import clip_indices
 from pipelines.shards import ShardReader
 from pipelines.train_step import NonFiniteLossError, TrainStep
 
-BATCH = 4
 
-
-class PlainEngine:
-    """Does with one process what DeepSpeed's engine does, without updating the weights."""
+class FakeEngine:
+    """What `TrainStep` uses of a DeepSpeed engine: plain SGD, accumulation, no clipping."""
 
     device = torch.device("cpu")
 
-    def __init__(self, network):
-        self.module = network
-        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
-        self.backward_calls = 0
+    def __init__(self, network, *, accumulation=1, grad_norm=1.0):
+        self.network = copy.deepcopy(network)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.0)
+        self.losses, self.steps = [], 0
+        self._accumulation, self._grad_norm = accumulation, grad_norm
 
-    def __call__(self, *inputs, **options):
-        return self.module(*inputs, **options)
+    def __call__(self, *arguments, **named):
+        return self.network(*arguments, **named)
 
     def backward(self, loss):
-        self.backward_calls += 1
+        self.losses.append(loss.item())
+        (loss / self._accumulation).backward()
 
     def step(self):
-        pass
+        if len(self.losses) % self._accumulation == 0:
+            self.steps += 1
 
     def get_global_grad_norm(self):
-        return None
+        return self._grad_norm
+
+    def gradient(self):
+        return torch.cat(
+            [p.grad.flatten() for p in self.network.parameters() if p.grad is not None]
+        )
 
 
 @pytest.fixture(scope="module")
-def model():
-    moments = PatchMoments(patch_size=4)
-    generator = torch.Generator().manual_seed(0)
-    moments.update(torch.randint(0, 256, (8, 16, 16, 3), generator=generator, dtype=torch.uint8))
-    return build(
-        "tiny",
-        first_stage=PatchPCA.fit(moments, latent_channels=3),
-        num_frames=2,
-        height=16,
-        width=16,
-        latent_channels=3,
-        downsampling=4,
-        cross_attention_dim=8,
+def reader(encoded_run):
+    return ShardReader(encoded_run.dataset)
+
+
+@pytest.fixture
+def step_of(encoded_run, tiny_model, reader, monkeypatch):
+    """Make a `TrainStep` and its engine for one rank of a world that is not there."""
+    # every rank sees the mean of its own loss: the mean over ranks is taken by the test
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda value: value.mul_(world[0]), raising=True
     )
+    world = [1]
+
+    def make(*, rank=0, world_size=1, clips=reader, grad_norm=1.0, **train):
+        world[0] = world_size
+        config = dataclasses.replace(
+            encoded_run.config,
+            train=dataclasses.replace(encoded_run.config.train, num_workers=world_size, **train),
+        )
+        micro = config.train.micro_batch_size or 4 // world_size
+        engine = FakeEngine(
+            tiny_model.network, accumulation=4 // world_size // micro, grad_norm=grad_norm
+        )
+        step = TrainStep(config, tiny_model, clips, engine, rank=rank, world_size=world_size)
+        return step, engine
+
+    return make
 
 
-@pytest.fixture(scope="module")
-def reader(small_shards, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dataset")
-    small_shards.dataset(folder, counts=(3, 3))
-    return ShardReader(folder)
+def taken(step_of, step, **settings):
+    """Take one step on every rank; returns mean loss and mean gradient."""
+    world_size = settings.pop("world_size", 1)
+    losses, gradients = [], []
+    for rank in range(world_size):
+        take, engine = step_of(rank=rank, world_size=world_size, **settings)
+        losses.append(take(step, learning_rate=0.1)["loss"])
+        gradients.append(engine.gradient())
+        assert engine.steps == 1
+    return sum(losses) / world_size, torch.stack(gradients).mean(0)
 
 
-def step_of(model, reader, *, rank=0, world_size=1, engine=None, **train):
-    config = RunConfig(
-        seed=5,
-        model=ModelConfig(cross_attention_dim=8),
-        train=TrainConfig(global_batch_size=BATCH, num_workers=world_size, **train),
+@pytest.mark.parametrize("split", [{"world_size": 2}, {"world_size": 4}, {"micro_batch_size": 1}])
+def test_loss_and_gradient_do_not_depend_on_how_the_batch_is_split(step_of, split):
+    """Noise, noise level and order belong to the place in the batch, not to the worker."""
+    loss, gradient = taken(step_of, 3)
+    other_loss, other_gradient = taken(step_of, 3, **split)
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert gradient.norm() > 0
+    assert (other_gradient - gradient).norm() < 1e-4 * gradient.norm()
+
+
+def test_a_step_is_a_pure_function_of_its_number(step_of):
+    take, _ = step_of()
+    first = take(0, learning_rate=0.1)
+    take(1, learning_rate=0.1)
+    again, _ = step_of()
+    second = again(1, learning_rate=0.1)
+    repeated, _ = step_of()
+    assert repeated(0, learning_rate=0.1) == first
+    assert second["loss"] != first["loss"]
+    assert second["sigma_cond"] != first["sigma_cond"]
+
+
+def test_a_row_says_what_was_done(step_of):
+    take, engine = step_of(grad_norm=0.75)
+    row = take(0, learning_rate=0.125)
+    assert {name: row[name] for name in ("grad_norm", "learning_rate", "clips")} == {
+        "grad_norm": 0.75,
+        "learning_rate": 0.125,
+        "clips": 4.0,
+    }
+    assert row["loss"] == pytest.approx(engine.losses[0])
+    assert row["sigma_cond"] > 0
+    assert [group["lr"] for group in engine.optimizer.param_groups] == [0.125]
+
+
+def test_micro_batches_make_one_update_and_one_loss(step_of):
+    take, engine = step_of(micro_batch_size=1)
+    row = take(0, learning_rate=0.1)
+    assert (len(engine.losses), engine.steps) == (4, 1)
+    assert row["loss"] == pytest.approx(sum(engine.losses) / 4)
+
+
+class Poisoned:
+    """A reader of whose clips one has latents that are not finite."""
+
+    def __init__(self, reader, bad, value):
+        self._reader, self._bad, self._value = reader, bad, value
+        self.key = reader.key
+
+    def __len__(self):
+        return len(self._reader)
+
+    def clip(self, index):
+        clip = self._reader.clip(index)
+        if index == self._bad:
+            clip.mean[0, 0, 0, 0] = self._value
+        return clip
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    step_of, encoded_run, reader, value, micro_batch_size
+):
+    indices = clip_indices(
+        num_clips=len(reader), global_batch_size=4, step=2, seed=encoded_run.config.seed
     )
-    engine = engine or PlainEngine(model.network)
-    step = TrainStep(config, model, reader, engine, rank=rank, world_size=world_size)
-    step._mean_over_ranks = lambda value: value  # the process group is Ray's
-    return step
+    poisoned = Poisoned(reader, indices[-1], value)
+    take, engine = step_of(clips=poisoned, micro_batch_size=micro_batch_size)
+    with pytest.raises(NonFiniteLossError, match=r"the loss of step 2 is (nan|inf)") as caught:
+        take(2, learning_rate=0.1)
+    assert engine.steps == 0
+    assert len(engine.losses) == (3 if micro_batch_size else 0)
+    assert all(reader.key(index) in str(caught.value) for index in indices)
+    assert isinstance(caught.value, StageError)
 
 
-def test_loss_is_the_same_for_every_division_of_the_batch(model, reader):
-    whole = step_of(model, reader)(3, learning_rate=0.1)
-    micro = step_of(model, reader, micro_batch_size=1)(3, learning_rate=0.1)
-    ranks = [
-        step_of(model, reader, rank=rank, world_size=2)(3, learning_rate=0.1) for rank in range(2)
-    ]
-    assert micro["loss"] == pytest.approx(whole["loss"], rel=1e-6)
-    assert sum(row["loss"] for row in ranks) / 2 == pytest.approx(whole["loss"], rel=1e-6)
-    assert ranks[0]["loss"] != pytest.approx(ranks[1]["loss"], rel=1e-3)
-    assert whole["clips"] == BATCH
+@pytest.mark.parametrize("norm", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_stops_the_run(step_of, reader, norm):
+    """DeepSpeed then leaves the weights alone without a word, for ever if need be."""
+    take, _ = step_of(grad_norm=norm)
+    with pytest.raises(NonFiniteLossError, match=f"gradient norm of step 5 is {norm}") as caught:
+        take(5, learning_rate=0.1)
+    assert sum(reader.key(index) in str(caught.value) for index in range(len(reader))) >= 3
 
 
-def test_steps_repeat_and_differ_from_each_other(model, reader):
-    step = step_of(model, reader)
-    assert step(1, learning_rate=0.1) == step(1, learning_rate=0.1)
-    assert step(1, learning_rate=0.1)["loss"] != step(2, learning_rate=0.1)["loss"]
+def test_a_missing_gradient_norm_is_no_error(step_of):
+    take, _ = step_of(grad_norm=None)
+    assert take(0, learning_rate=0.1)["grad_norm"] == 0.0
 
 
-def test_the_learning_rate_reaches_the_optimiser(model, reader):
-    engine = PlainEngine(model.network)
-    row = step_of(model, reader, engine=engine)(0, learning_rate=0.125)
-    assert engine.optimizer.param_groups == [{"lr": 0.125}]
-    assert row["learning_rate"] == 0.125
+def test_a_batch_that_does_not_divide_is_refused(encoded_run, tiny_model, reader):
+    engine = FakeEngine(tiny_model.network)
+    with pytest.raises(ConfigError, match="4 clips does not divide over 3 workers"):
+        TrainStep(encoded_run.config, tiny_model, reader, engine, rank=0, world_size=3)
 
 
-def test_noise_is_on_the_condition(model, reader):
-    assert step_of(model, reader)(0, learning_rate=0.1)["sigma_cond"] > 0
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(model, reader):
-    engine = PlainEngine(
-        lambda *inputs, **options: (torch.full_like(inputs[0], torch.nan)[:, :, :3],)
-    )
-    step = step_of(model, reader, engine=engine)
-    with pytest.raises(NonFiniteLossError, match=r"loss of step 7 is nan.*[0-9a-f]{32}"):
-        step(7, learning_rate=0.1)
-    assert engine.backward_calls == 0
-
-
-def test_dropping_every_condition_changes_the_loss(model, reader):
-    kept = step_of(model, reader)(0, learning_rate=0.1)
-    dropped = step_of(model, reader, condition_dropout=1.0)(0, learning_rate=0.1)
-    assert kept["loss"] != dropped["loss"]
-    assert replace(TrainConfig(), condition_dropout=1.0).condition_dropout == 1.0
+def test_one_more_worker_gives_each_clip_the_same_noise(step_of, encoded_run):
+    """The loss of a rank is that of its places in the global batch."""
+    parts = []
+    for rank in range(4):
+        take, engine = step_of(rank=rank, world_size=4)
+        take(1, learning_rate=0.1)
+        parts += engine.losses
+    take, engine = step_of(micro_batch_size=1)
+    take(1, learning_rate=0.1)
+    assert parts == pytest.approx(engine.losses, rel=1e-5)
+    assert len(set(parts)) == 4

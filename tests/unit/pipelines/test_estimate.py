@@ -1,0 +1,59 @@
+import shutil
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+
+from cil.errors import DataError
+from pipelines import estimate
+from pipelines.shards import ShardReader, moments_path, read_moments
+
+
+def batch(name, first, count):
+    return {"name": np.array([name]), "first": np.array([first]), "count": np.array([count])}
+
+
+def all_batches(dataset):
+    first = 0
+    for entry in ShardReader(dataset).manifest.entries():
+        yield batch(entry.name, first, entry.count)
+        first += entry.count
+
+
+def test_the_moments_of_the_shards_are_those_that_encoding_stored(encoded_run):
+    for row in all_batches(encoded_run.dataset):
+        found = estimate.shard_moments(row, dataset=str(encoded_run.dataset))
+        assert found["name"].tolist() == row["name"].tolist()
+        stored = read_moments(encoded_run.dataset, str(row["name"][0])).state_dict()
+        assert sorted(found) == sorted([*stored, "name"])
+        for key, value in stored.items():
+            assert torch.allclose(torch.from_numpy(found[key][0:1])[0], value, rtol=1e-12)
+
+
+def test_the_moments_of_other_clips_are_refused(encoded_run):
+    """One clip fewer than was stored: the sums cannot agree."""
+    row = next(iter(all_batches(encoded_run.dataset)))
+    short = batch(str(row["name"][0]), 0, int(row["count"][0]) - 1)
+    with pytest.raises(DataError, match="the stored moments of shard-000000 are not those of its"):
+        estimate.shard_moments(short, dataset=str(encoded_run.dataset))
+
+
+def test_damaged_moments_are_refused(encoded_run, tmp_path):
+    shutil.copytree(encoded_run.dataset, tmp_path / "dataset")
+    path = moments_path(tmp_path / "dataset", "shard-000000")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="not what its sidecar states"):
+        estimate.shard_moments(batch("shard-000000", 0, 1), dataset=str(tmp_path / "dataset"))
+
+
+def test_there_must_be_a_data_set(encoded_run, tmp_path):
+    import dataclasses
+
+    config = dataclasses.replace(
+        encoded_run.config,
+        output=dataclasses.replace(encoded_run.config.output, dir=str(tmp_path / "nothing")),
+    )
+    with ExitStack() as session, pytest.raises(DataError, match="run encode first"):
+        estimate.run(config, session=session)
+    assert list(tmp_path.iterdir()) == []

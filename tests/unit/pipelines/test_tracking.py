@@ -1,0 +1,291 @@
+import dataclasses
+import http.server
+import json
+import logging
+import socket
+import threading
+
+import pytest
+
+from cil.errors import ConfigError, StageError
+from pipelines import tracking
+from pipelines.config import OutputConfig, RunConfig, TrackingConfig
+from pipelines.metrics_log import MetricsLog
+from pipelines.records import Manifest
+from pipelines.storage import read_json
+
+MANIFEST = Manifest(
+    format_version=1,
+    fingerprint="f" * 64,
+    identity={},
+    identity_hash="i" * 64,
+    latents_shape=[8, 4, 8, 8],
+    shards=[],
+    totals={"clips": 3},
+)
+
+
+def config_for(uri="", folder="build/nowhere"):
+    return RunConfig(tracking=TrackingConfig(uri=uri), output=OutputConfig(dir=str(folder)))
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def closed_port():
+    """A port of this machine where nothing listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def server():
+    """A web server that answers every question with one status."""
+    servers = []
+
+    def start(status):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(b"OK")
+
+            def log_message(self, *_):
+                pass
+
+        made = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(made)
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{made.server_port}"
+
+    yield start
+    for made in servers:
+        made.shutdown()
+        made.server_close()
+
+
+# -- which store ----------------------------------------------------------------------------------
+
+
+def test_the_setting_wins_over_the_environment_and_that_over_the_default(tmp_path, monkeypatch):
+    default = f"sqlite:///{tmp_path.resolve()}/mlflow/mlflow.db"
+    assert tracking.tracking_uri(config_for(folder=tmp_path)) == default
+    assert not tracking.has_store(config_for(folder=tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from.environment")
+    assert tracking.tracking_uri(config_for(folder=tmp_path)) == "http://from.environment"
+    assert tracking.tracking_uri(config_for("http://set")) == "http://set"
+    assert tracking.has_store(config_for())
+
+
+def test_a_shown_uri_has_no_secret(monkeypatch):
+    assert tracking.shown_uri(config_for("https://me:s3cret@host")) == "https://me:***@host"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://t0ken@host")
+    assert tracking.shown_uri(config_for()) == "https://***@host"
+
+
+# -- checks before the start ----------------------------------------------------------------------
+
+
+def refused(uri, folder="build/nowhere"):
+    with pytest.raises(ConfigError) as caught:
+        tracking.check_tracking(config_for(uri, folder))
+    message = str(caught.value)
+    assert message.startswith("tracking.uri")
+    assert "cret" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["mlruns", "./mlruns", "file:///tmp/mlruns", "ftp://host", "databricks", "C:\\mlruns"],
+)
+def test_what_is_no_database_and_no_server_is_refused(uri):
+    assert "must be http(s)://, sqlite:/// or another database URI, got" in refused(uri)
+
+
+def test_an_unknown_scheme_hides_its_secret():
+    assert "ftp://me:***@host" in refused("ftp://me:s3cret@host")
+
+
+def test_a_server_that_answers_is_fine(server):
+    assert tracking.check_tracking(config_for(server(200))) is None
+    assert tracking.check_tracking(config_for(server(200) + "/")) is None
+
+
+@pytest.mark.parametrize("status", [404, 401, 500])
+def test_a_server_that_answers_with_an_error_is_refused(server, status):
+    assert f"(it answered {status})" in refused(server(status))
+
+
+def test_a_server_that_is_not_there_is_refused(closed_port):
+    message = refused(f"http://me:s3cret@127.0.0.1:{closed_port}")
+    assert f"no MLflow server at http://me:***@127.0.0.1:{closed_port} (ConnectionError)" in message
+    assert "start it with `mlflow server`" in message
+
+
+@pytest.mark.parametrize(
+    "uri", ["http", "http://", "http://[::1", "https://a b", "http://host:port"]
+)
+def test_an_address_that_is_none_is_refused(uri):
+    assert "no MLflow server at" in refused(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me:s3cret@127.0.0.1:1/db",
+        "postgresql://me:s3/cret@127.0.0.1:1/db",
+        "postgresql://me:s3cret@127.0.0.1:port/db",
+        "mysql+pymysql://me:s3cret@127.0.0.1:1/db",
+        "mssql://me:s3cret@127.0.0.1/db",
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_refused(uri):
+    message = refused(uri)
+    assert "tracking.uri: cannot connect to" in message
+    assert "check the address and the driver" in message
+
+
+def test_a_local_database_may_be_new_or_there(tmp_path):
+    assert tracking.check_tracking(config_for(folder=tmp_path)) is None
+    assert tracking.check_tracking(config_for(f"sqlite:///{tmp_path}/new/deep/x.db")) is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty.db").touch()
+    assert tracking.check_tracking(config_for(f"sqlite:///{tmp_path}/empty.db")) is None
+
+
+@pytest.mark.parametrize("place", ["folder", "text.db", "text.db/x.db"])
+def test_a_place_that_can_hold_no_database_is_refused(tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.db").write_text("This is not a database. " * 100)
+    refused(f"sqlite:///{tmp_path}/{place}")
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "sqlite:"])
+def test_a_database_in_memory_is_refused(uri):
+    """Every process would see its own; the model would be gone at the end."""
+    assert "sqlite:///FOLDER/mlflow.db" in refused(uri)
+
+
+# -- a real store ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Configuration and client of a local store."""
+    folder = tmp_path_factory.mktemp("store")
+    config = RunConfig(
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="tests"),
+        output=OutputConfig(dir=str(folder / "run")),
+    )
+    return config, tracking._client(config.tracking.uri)
+
+
+def row(step, loss=None):
+    value = float(step) if loss is None else loss
+    return {"step": step, "loss": value, "grad_norm": 1.0, "learning_rate": 0.1, "sigma_cond": 2.0}
+
+
+def history(client, run_id, name="loss"):
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
+
+
+def test_starting_twice_gives_the_same_run(store, tmp_path):
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "a" * 64)
+    client.set_terminated(run_id, status="FAILED")
+    assert tracking.start_run(config, tmp_path, MANIFEST, "a" * 64) == run_id
+    run = client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.info.run_name == f"train-{'a' * 12}"
+    assert run.data.tags["manifest_fingerprint"] == MANIFEST.fingerprint
+    assert run.data.params["train.num_steps"] == str(config.train.num_steps)
+    assert run.data.params["seed"] == "0"
+    assert not [name for name in run.data.params if name.startswith(("tracking", "output"))]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == MANIFEST.fingerprint[:36]
+    assert read_json(tmp_path / "mlflow_run.json")["run_id"] == run_id
+
+
+def test_another_training_gets_another_run(store, tmp_path):
+    config, _ = store
+    first = tracking.start_run(config, tmp_path, MANIFEST, "a" * 64)
+    assert tracking.start_run(config, tmp_path, MANIFEST, "b" * 64) != first
+
+
+def test_a_run_that_was_deleted_is_started_anew(store, tmp_path):
+    config, client = store
+    first = tracking.start_run(config, tmp_path, MANIFEST, "c" * 64)
+    client.delete_run(first)
+    second = tracking.start_run(config, tmp_path, MANIFEST, "c" * 64)
+    assert second != first
+    assert client.get_run(second).info.lifecycle_stage == "active"
+
+
+def test_a_note_of_a_run_that_the_store_does_not_know_is_ignored(store, tmp_path):
+    """The database was deleted, the output folder was not."""
+    config, client = store
+    note = {"run_id": "0" * 32, "identity": "d" * 64, "uri": config.tracking.uri}
+    (tmp_path / "mlflow_run.json").write_text(json.dumps(note))
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "d" * 64)
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_rows_are_logged_and_what_is_missing_is_added_once(store, tmp_path):
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "e" * 64)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append([row(step) for step in range(5)])
+    assert tracking.log_rows(config.tracking.uri, run_id, [row(0), row(1), row(3)])
+    tracking.sync_metrics(config, run_id, log)
+    tracking.sync_metrics(config, run_id, log)
+    expected = [(step, float(step)) for step in range(5)]
+    assert sorted(history(client, run_id)) == expected
+    for name in ("grad_norm", "learning_rate", "sigma_cond"):
+        assert sorted(step for step, _ in history(client, run_id, name)) == [0, 1, 2, 3, 4]
+
+
+def test_many_rows_go_in_several_batches(store, tmp_path):
+    """MLflow takes a thousand metrics at once."""
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "g" * 64)
+    assert tracking.log_rows(config.tracking.uri, run_id, [row(step) for step in range(300)])
+    assert len(history(client, run_id)) == 300
+
+
+def test_finishing_closes_the_run(store, tmp_path):
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "h" * 64)
+    tracking.finish_run(config, run_id)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    tracking.finish_run(config, run_id, failed=True)
+    assert client.get_run(run_id).info.status == "FAILED"
+
+
+def test_a_store_that_is_away_stops_no_training(store, caplog):
+    config, _ = store
+    with caplog.at_level(logging.WARNING, logger="pipelines.tracking"):
+        assert not tracking.log_rows(config.tracking.uri, "no such run", [row(0)])
+    assert "metrics kept for later" in caplog.text
+
+
+def test_a_model_that_is_not_there_is_explained(store):
+    config, _ = store
+    with pytest.raises(StageError, match="failed while fetching models:/missing/1: ") as caught:
+        tracking.download_model("models:/missing/1", config.tracking.uri)
+    assert "run the same command to go on" in str(caught.value)
+
+
+def test_an_experiment_that_was_deleted_is_explained(store, tmp_path):
+    config, client = store
+    config = dataclasses.replace(
+        config, tracking=dataclasses.replace(config.tracking, experiment="deleted")
+    )
+    client.delete_experiment(client.create_experiment("deleted"))
+    with pytest.raises(StageError, match="deleted"):
+        tracking.start_run(config, tmp_path, MANIFEST, "k" * 64)
+    assert list(tmp_path.iterdir()) == []

@@ -171,6 +171,12 @@ def _model_folder(arguments: SampleArguments) -> Path:
                 "MLFLOW_TRACKING_URI (a run prints its own at the end)"
             )
         tracking.check_tracking(config)
+        database = tracking.tracking_uri(config).partition("sqlite:///")[2]
+        if database and not Path(database).exists():
+            raise ConfigError(
+                f"tracking_uri: there is no MLflow database {database}; a run prints its own at "
+                "the end"
+            )
         return tracking.download_model(arguments.model, tracking.tracking_uri(config))
     folder = Path(arguments.model)
     if not (folder / "model.json").exists():

@@ -114,6 +114,8 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    except SystemExit as error:  # tyro's, after it has explained a mistake or printed its help
+        return int(error.code or 0)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 BACKGROUND = (16, 20, 38)
 COLOURS = {"coral": (255, 122, 92), "mauve": (205, 150, 190), "sky": (96, 176, 255)}
 """Close to one plane through the background, so that few latent channels show them."""
-SHAPES = ("disc", "square", "diamond", "ring")
+SHAPES = ("disc", "square", "diamond")
 _GLOW = 0.35
 
 
@@ -41,7 +41,7 @@ def draw_sprite(rng: np.random.Generator) -> Sprite:
     return Sprite(
         shape=SHAPES[rng.integers(len(SHAPES))],
         colour=list(COLOURS)[rng.integers(len(COLOURS))],
-        radius=rng.uniform(0.15, 0.2),
+        radius=rng.uniform(0.2, 0.27),
         x=rng.uniform(),
         y=rng.uniform(),
         direction=rng.uniform(0, 2 * np.pi),
@@ -81,14 +81,9 @@ def _wrapped(offset: Floats) -> Floats:
 
 
 def _disc(x: Floats, y: Floats, radius: float) -> Floats:
-    """Signed distance to a disc, negative inside; so are the next three."""
+    """Signed distance to a disc, negative inside; so are the next two."""
     from_centre: Floats = np.hypot(x, y)
     return from_centre - radius
-
-
-def _ring(x: Floats, y: Floats, radius: float) -> Floats:
-    from_middle: Floats = np.abs(np.hypot(x, y) - 0.78 * radius)
-    return from_middle - 0.3 * radius
 
 
 def _square(x: Floats, y: Floats, radius: float) -> Floats:
@@ -105,7 +100,6 @@ def _diamond(x: Floats, y: Floats, radius: float) -> Floats:
 
 _DISTANCES: dict[str, Callable[[Floats, Floats, float], Floats]] = {
     "disc": _disc,
-    "ring": _ring,
     "square": _square,
     "diamond": _diamond,
 }

@@ -8,9 +8,9 @@ progress. Steps that a resumed run repeats are written once. Workers never impor
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.train import UserCallback
@@ -18,9 +18,11 @@ from ray.train import UserCallback
 from pipelines import tracking
 from pipelines.progress import stage_progress
 
-__all__ = ["MetricsLog", "ProgressBoard", "ReportCallback", "watch_board"]
+__all__ = ["MetricsLog", "ProgressBoard", "ReportCallback", "run_and_watch"]
 
 _POLL_INTERVAL_S = 0.5
+
+Result = TypeVar("Result")
 
 
 class MetricsLog:
@@ -102,26 +104,38 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         tracking.log_rows(self._tracking_uri, self._run_id, rows)
 
 
-@contextlib.contextmanager
-def watch_board(board: Any, *, title: str, total: int) -> Iterator[None]:
-    """Draw the progress that a `ProgressBoard` actor holds while the block runs."""
-    stop = threading.Event()
-    with stage_progress(title, total) as progress:
+def run_and_watch(action: Callable[[], Result], board: Any, *, title: str, total: int) -> Result:
+    """Run something in a thread while this one draws the progress that a `ProgressBoard` holds.
 
-        def poll() -> None:
-            while not stop.wait(_POLL_INTERVAL_S):
-                try:
-                    done, note = ray.get(board.read.remote(), timeout=10)
-                except (ray.exceptions.RayError, TimeoutError):
-                    continue  # the next poll tries again; training itself reports real failures
-                progress.update(done, note)
+    In a thread, because in the main one Ray Train takes Ctrl-C for itself and ends the process with
+    code 0 as if all were done. Here Ctrl-C interrupts the drawing, and the command says so.
 
-        watcher = threading.Thread(target=poll, daemon=True)
-        watcher.start()
+    Args:
+        action: what to run, for example ``trainer.fit``.
+        board: handle of the actor.
+        title: what is being done.
+        total: how many steps there are.
+
+    Returns:
+        What ``action`` returned; what it raised is raised here.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
         try:
-            yield
-        finally:
-            stop.set()
-            watcher.join(timeout=2 * _POLL_INTERVAL_S)
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):  # only the last picture
-            progress.update(*ray.get(board.read.remote(), timeout=10))
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    with stage_progress(title, total) as progress:
+        while thread.is_alive():
+            thread.join(_POLL_INTERVAL_S)
+            # a failed poll loses one picture; real failures come from the action itself
+            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+                progress.update(*ray.get(board.read.remote(), timeout=10))
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cil.errors import DataError
+from cil.models import load
 from pipelines import tracking
 from pipelines.config import RunConfig, config_to_yaml, content_hash
 from pipelines.encode import DATASET_FOLDER
@@ -21,6 +22,7 @@ from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
 from pipelines.report import RunReport, Stopwatch
 from pipelines.shards import ShardReader, load_manifest
 from pipelines.storage import (
+    hash_of_folder,
     read_json,
     replace_folder,
     sha256_of_file,
@@ -57,7 +59,7 @@ def run(config: RunConfig) -> RunReport:
     statistics = output / ESTIMATE_FOLDER / STATISTICS_FILE
     identity = content_hash(
         {
-            "weights": _hashes(Path(trained.outputs["model"])),
+            "weights": hash_of_folder(output / TRAIN_FOLDER / "model"),
             "statistics": sha256_of_file(statistics),
             "sample": asdict(config.sample),
             "name": config.tracking.model_name,
@@ -67,10 +69,12 @@ def run(config: RunConfig) -> RunReport:
     done = folder / "report.json"
     if done.exists() and read_json(done)["inputs"]["identity"] == identity:
         report = RunReport.load(done)
-        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+        if hash_of_folder(folder / "model") == report.outputs["model_sha256"]:
+            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     model = folder / "model"
-    _assemble(config, Path(trained.outputs["model"]), statistics, model)
+    _assemble(config, output / TRAIN_FOLDER / "model", statistics, model)
+    load(config.model.family, model)  # what cannot be loaded is not registered
     run_id = str(trained.outputs["mlflow_run_id"])
     registered = tracking.register_model(
         config,
@@ -97,6 +101,7 @@ def run(config: RunConfig) -> RunReport:
         outputs={
             **registered,
             "model": str(model),
+            "model_sha256": hash_of_folder(model),
             "tracking_uri": tracking.shown_uri(config),
         },
         metrics={},
@@ -119,11 +124,6 @@ def _report_of(folder: Path, stage: str) -> RunReport:
     if not path.exists():
         raise DataError(f"{stage} has not finished in {folder}; run `cil {stage}` first")
     return RunReport.load(path)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
 
 
 def _assemble(config: RunConfig, trained: Path, statistics: Path, model: Path) -> None:

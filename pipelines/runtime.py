@@ -72,6 +72,8 @@ def _quieten(level: int) -> None:
     DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
+    # One shard is one block on purpose, also where there are fewer shards than cores.
+    warnings.filterwarnings("ignore", message="(?s).*override_num_blocks", category=UserWarning)
     # Ray 2.60 announces a new spelling of task options that it does not accept yet.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 

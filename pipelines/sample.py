@@ -82,7 +82,9 @@ def run(config: RunConfig) -> RunReport:
     done = folder / "report.json"
     if done.exists() and read_json(done)["inputs"]["identity"] == identity:
         report = RunReport.load(done)
-        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+        written = Path(report.outputs["video"]).exists() and Path(report.outputs["gif"]).exists()
+        if written:
+            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     image = conditioning_image(output / DATASET_FOLDER, 0)
     outputs = _sample(
@@ -124,6 +126,12 @@ def run_command(arguments: SampleArguments) -> RunReport:
         raise ConfigError(f"num_videos must be >= 1, got {arguments.num_videos}")
     if not 0 <= arguments.seed < 2**63:
         raise ConfigError(f"seed must be in [0, 2**63), got {arguments.seed}")
+    if arguments.num_steps is not None and arguments.num_steps < 1:
+        raise ConfigError(f"num_steps must be >= 1, got {arguments.num_steps}; 20 is usual")
+    if arguments.start_time is not None and not 0 < arguments.start_time <= 1:
+        raise ConfigError(
+            f"start_time must be in (0, 1], got {arguments.start_time}; 1 starts from pure noise"
+        )
     out = Path(arguments.out)
     if out.suffix != ".mp4":
         raise ConfigError(f"out must end in .mp4, got {out}; a GIF is written beside it")
@@ -163,6 +171,12 @@ def _model_folder(arguments: SampleArguments) -> Path:
                 "MLFLOW_TRACKING_URI (a run prints its own at the end)"
             )
         tracking.check_tracking(config)
+        database = tracking.tracking_uri(config).partition("sqlite:///")[2]
+        if database and not Path(database).exists():
+            raise ConfigError(
+                f"tracking_uri: there is no MLflow database {database}; a run prints its own at "
+                "the end"
+            )
         return tracking.download_model(arguments.model, tracking.tracking_uri(config))
     folder = Path(arguments.model)
     if not (folder / "model.json").exists():

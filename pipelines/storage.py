@@ -20,6 +20,7 @@ from cil.errors import ConfigError, DataError
 __all__ = [
     "check_writable",
     "commit",
+    "hash_of_folder",
     "lock_folder",
     "read_json",
     "remove_temporaries",
@@ -112,7 +113,7 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
         ConfigError: another command holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -127,6 +128,15 @@ def sha256_of_file(path: Path) -> str:
     """Hash a file's content; returns hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of_folder(folder: Path) -> str:
+    """Hash the names and contents of all files below a folder; a missing one hashes as empty."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of_file(path)}\n".encode())
+    return total.hexdigest()
 
 
 def check_writable(folder: Path, name: str) -> None:

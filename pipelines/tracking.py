@@ -148,10 +148,11 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # advice on type hints, some of it about MLflow's own classes
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
     import mlflow
 
+    # Advice on type hints, some of it about MLflow's own classes. After the import, which sets
+    # filters of its own.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -362,7 +363,8 @@ def register_model(
             mlflow.set_registry_uri(uri)
             for key, value in metrics.items():
                 client.log_metric(run_id, key, value)
-            with mlflow.start_run(run_id=run_id):
+            with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # on type hints, see `_client`
                 logged = _log_model(folder, input_example)
             if not client.search_registered_models(f"name='{name}'"):
                 client.create_registered_model(name)
@@ -447,8 +449,16 @@ def download_model(uri: str, store: str) -> Path:
 
     mlflow.set_tracking_uri(store)
     mlflow.set_registry_uri(store)
-    with _explained(f"fetching {uri}", store):
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    try:
+        with _explained(f"fetching {uri}", store):
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except StageError as error:
+        code = getattr(error.__cause__, "error_code", None)
+        if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise StageError(
+                f"there is no {uri} in {redact_uri(store)}; check the name, the alias and the store"
+            ) from error
+        raise
     found = folder / "artifacts" / "model"
     if not (found / "model.json").exists():
         raise StageError(f"{uri} is not a model of this project; it has no artifacts/model folder")

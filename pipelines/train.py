@@ -6,6 +6,7 @@ Each worker builds the same network, takes its share of every batch, and takes o
 Run: `cil train --config configs/demo.yaml`.
 """
 
+import contextlib
 import tempfile
 import time
 from contextlib import ExitStack
@@ -18,12 +19,12 @@ from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
 from pipelines.config import RunConfig, config_to_yaml, content_hash, validate_config
 from pipelines.encode import DATASET_FOLDER
-from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, watch_board
+from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import build_model, save_model
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
 from pipelines.shards import ShardReader
-from pipelines.storage import read_json, remove_temporaries, write_atomic
+from pipelines.storage import hash_of_folder, read_json, remove_temporaries, write_atomic
 
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
 
@@ -55,7 +56,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     done = folder / "report.json"
     if done.exists() and read_json(done)["inputs"]["identity"] == identity:
         report = RunReport.load(done)
-        if (Path(report.outputs["model"]) / "model.json").exists():
+        if hash_of_folder(folder / "model") == report.outputs["model_sha256"]:
             return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     if config.train.num_workers > len(reader):
         raise StageError(
@@ -68,14 +69,19 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
-    checkpoint = _fit(
-        config,
-        folder=folder,
-        identity=identity,
-        manifest_fingerprint=manifest.fingerprint,
-        run_id=run_id,
-        log=log,
-    )
+    try:
+        checkpoint = _fit(
+            config,
+            folder=folder,
+            identity=identity,
+            manifest_fingerprint=manifest.fingerprint,
+            run_id=run_id,
+            log=log,
+        )
+    except StageError:
+        with contextlib.suppress(StageError):  # the failure itself is what the user must see
+            tracking.finish_run(config, run_id, failed=True)
+        raise
     model = folder / "model"
     save_model(config, output / DATASET_FOLDER, model, weights=checkpoint / EMA_FILE)
     losses = log.losses()
@@ -87,6 +93,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         inputs={"dataset": manifest.fingerprint, "identity": identity, "clips": len(reader)},
         outputs={
             "model": str(model),
+            "model_sha256": hash_of_folder(model),
             "metrics": str(log.path),
             "checkpoint": str(checkpoint),
             "mlflow_run_id": run_id,
@@ -171,8 +178,7 @@ def _fit(
         ),
     )
     try:
-        with watch_board(board, title="train: steps", total=train.num_steps):
-            result = trainer.fit()
+        result = run_and_watch(trainer.fit, board, title="train: steps", total=train.num_steps)
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         rank, first = next(iter(failures.items()), (None, error))

@@ -293,6 +293,7 @@ def test_frames_that_come_in_another_order_than_their_times_are_refused(drawn, t
     whole = drawn.write(tmp_path / "whole.mkv", codec="ffv1", num_frames=10)
 
     def swap(number, packet):
+        packet.dts = packet.pts - 80
         packet.pts = {4: 200, 5: 160}.get(number, packet.pts)
         return True
 

@@ -1,13 +1,16 @@
+import json
 import shutil
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cil.errors import DataError
 from pipelines import estimate
-from pipelines.shards import ShardReader, moments_path, read_moments
+from pipelines.shards import ShardReader, moments_path, read_moments, sidecar_path
+from pipelines.storage import sha256_of_file
 
 
 def batch(name, first, count):
@@ -37,6 +40,23 @@ def test_the_moments_of_other_clips_are_refused(encoded_run):
     short = batch(str(row["name"][0]), 0, int(row["count"][0]) - 1)
     with pytest.raises(DataError, match="the stored moments of shard-000000 are not those of its"):
         estimate.shard_moments(short, dataset=str(encoded_run.dataset))
+
+
+@pytest.mark.parametrize("key", ["mean", "m2"])
+def test_moments_that_are_off_by_a_billionth_are_refused(encoded_run, tmp_path, key):
+    """The file agrees with its sidecar, but the clips were changed since."""
+    dataset = tmp_path / "dataset"
+    shutil.copytree(encoded_run.dataset, dataset)
+    path, note = moments_path(dataset, "shard-000000"), sidecar_path(dataset, "shard-000000")
+    tensors = load_file(path)
+    tensors[key] = tensors[key] * (1 + 1e-9)
+    save_file(tensors, path)
+    raw = json.loads(note.read_bytes())
+    raw["moments"]["sha256"] = sha256_of_file(path)
+    note.write_text(json.dumps(raw))
+    row = next(iter(all_batches(dataset)))
+    with pytest.raises(DataError, match=f"are not those of its clips: {key}"):
+        estimate.shard_moments(row, dataset=str(dataset))
 
 
 def test_damaged_moments_are_refused(encoded_run, tmp_path):

@@ -275,9 +275,8 @@ def test_a_store_that_is_away_stops_no_training(store, caplog):
 
 def test_a_model_that_is_not_there_is_explained(store):
     config, _ = store
-    with pytest.raises(StageError, match="failed while fetching models:/missing/1: ") as caught:
+    with pytest.raises(StageError, match="there is no models:/missing/1 in .*; check the name"):
         tracking.download_model("models:/missing/1", config.tracking.uri)
-    assert "run the same command to go on" in str(caught.value)
 
 
 def test_an_experiment_that_was_deleted_is_explained(store, tmp_path):

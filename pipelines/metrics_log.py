@@ -36,12 +36,12 @@ class MetricsLog:
         if not self.path.exists():
             return []
         rows: dict[int, dict[str, float]] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                rows.setdefault(int(row["step"]), row)
+            except (ValueError, KeyError, TypeError):
                 continue  # the process died while it wrote this line; the step is reported again
-            rows.setdefault(int(row["step"]), row)
         return [rows[step] for step in sorted(rows)]
 
     def losses(self) -> list[float]:

@@ -106,8 +106,6 @@ def root_cause(error: BaseException) -> BaseException:
     seen = set()
     while id(error) not in seen:
         seen.add(id(error))
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
+        causes = (getattr(error, "cause", None), error.__cause__)
+        error = next((inner for inner in causes if isinstance(inner, BaseException)), error)
     return error

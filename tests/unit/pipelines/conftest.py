@@ -14,12 +14,20 @@ import pytest
 import torch
 from PIL import Image
 
+from cil.analytic_init import AnalyticInit
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
 from pipelines import encode, first_stage
 from pipelines.config import RunConfig, content_hash, validate_config
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
-from pipelines.shards import EncodedClip, entry_of, write_shard
+from pipelines.shards import (
+    EncodedClip,
+    entry_of,
+    load_manifest,
+    moments_of,
+    read_moments,
+    write_shard,
+)
 from pipelines.storage import write_json
 
 REFERENCE_VARIABLE = "CIL_REFERENCE_DATA"
@@ -278,6 +286,22 @@ def tiny_model(encoded_run):
     from pipelines.model_folder import build_model
 
     return build_model(encoded_run.config, encoded_run.dataset)
+
+
+@pytest.fixture(scope="session")
+def model_folder(encoded_run, tiny_model, tmp_path_factory):
+    """A complete model folder, as `register` assembles it; tests must not change it."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    tiny_model.save(folder)
+    names = [entry.name for entry in load_manifest(encoded_run.dataset).entries()]
+    total = moments_of({name: read_moments(encoded_run.dataset, name) for name in names})
+    scale = tiny_model.first_stage.scaling_factor
+    statistics = AnalyticInit.from_moments(total, {}).scaled(scale)
+    statistics.save(folder / "analytic_init.safetensors")
+    sampling = dataclasses.asdict(encoded_run.config.sample)
+    sampling.pop("num_videos")
+    write_json(folder / "sampling.json", sampling)
+    return folder
 
 
 @pytest.fixture(scope="session")

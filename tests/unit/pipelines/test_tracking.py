@@ -275,7 +275,7 @@ def test_a_store_that_is_away_stops_no_training(store, caplog):
 
 def test_a_model_that_is_not_there_is_explained(store):
     config, _ = store
-    with pytest.raises(StageError, match="there is no models:/missing/1 in .*; check the name"):
+    with pytest.raises(StageError, match=r"there is no models:/missing/1 in .*; check the name"):
         tracking.download_model("models:/missing/1", config.tracking.uri)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cil.errors import ConfigError, DataError
 from cil.models import load_first_stage
-from pipelines import encode
+from pipelines import encode, shard_encoder
 from pipelines.decode import decode_clips
 from pipelines.records import QuarantineRecord
 from pipelines.shards import NewerFormatError, ShardReader, load_manifest, read_sidecar
@@ -55,7 +55,7 @@ def encoder_of(run, **changes):
         "latents_dtype": run.config.encode.latents_dtype,
         "image_embeds_shape": (1, run.config.model.cross_attention_dim),
     }
-    return encode.ShardEncoder(**{**settings, **changes})
+    return shard_encoder.ShardEncoder(**{**settings, **changes})
 
 
 def rows(run):
@@ -170,10 +170,10 @@ def test_the_task_keeps_its_encoder_for_the_next_shard(copied):
         "latents_dtype": "bfloat16",
         "image_embeds_shape": (1, copied.config.model.cross_attention_dim),
     }
-    encode._encoder.cache_clear()
+    shard_encoder._encoder.cache_clear()
     for row in rows(copied):
-        encode.encode_shard(row, **settings)
-    assert encode._encoder.cache_info().misses == 1
+        shard_encoder.encode_shard(row, **settings)
+    assert shard_encoder._encoder.cache_info().misses == 1
     assert shards(copied) == before
 
 

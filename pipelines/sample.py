@@ -3,7 +3,6 @@
 cil sample --model models:/tiny-i2v@challenger --image photo.png --seed 3 --out video.mp4
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from cil.analytic_init import AnalyticInit
 from cil.errors import ConfigError, DataError
 from cil.generate import fit_image, generate
 from cil.models import load
+from cil.models.storage import read_json as read_object
 from pipelines import tracking
 from pipelines.config import OutputConfig, RunConfig, TrackingConfig, config_to_yaml, content_hash
 from pipelines.encode import DATASET_FOLDER
@@ -201,14 +201,14 @@ def _sample(
 
     With ``show_image`` the conditioning image stands at the left of the videos, as a still.
     """
-    described = json.loads((folder / "model.json").read_bytes())
+    family = str(read_object(folder / "model.json").get("family"))
     path = folder / "sampling.json"
-    defaults = read_json(path) if path.exists() else _library_defaults()
-    settings = {**defaults, **overrides}
+    own = read_object(path) if path.exists() else {}
+    settings = {**_library_defaults(), **own, **overrides}
     statistics = None
     if settings["analytic_init"]:
         statistics = AnalyticInit.load(folder / STATISTICS_FILE)
-    model = load(described["family"], folder)
+    model = load(family, folder)
     with stage_progress("sample: steps", settings["num_steps"]) as progress:
         videos = generate(
             model,
@@ -225,8 +225,8 @@ def _sample(
         videos = torch.cat([still.expand_as(videos[:1]), videos])
     shown = side_by_side(np.asarray(videos))
     gif = out.with_suffix(".gif")
-    write_mp4(out, shown, fps=described["fps"])
-    write_gif(gif, shown, fps=described["fps"])
+    write_mp4(out, shown, fps=model.config.fps)
+    write_gif(gif, shown, fps=model.config.fps)
     console.print(f"sampled {num_videos} video(s) from seed {seed} with {settings}", markup=False)
     return {"video": str(out), "gif": str(gif), **settings}
 

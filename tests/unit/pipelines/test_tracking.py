@@ -174,6 +174,10 @@ def test_a_database_in_memory_is_refused(uri):
 # -- a real store ---------------------------------------------------------------------------------
 
 
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Configuration and client of a local store."""
@@ -273,10 +277,11 @@ def test_a_store_that_is_away_stops_no_training(store, caplog):
     assert "metrics kept for later" in caplog.text
 
 
-def test_a_model_that_is_not_there_is_explained(store):
+@pytest.mark.parametrize("uri", ["models:/missing/1", "models:/missing@champion"])
+def test_a_model_that_is_not_there_is_explained(store, uri):
     config, _ = store
-    with pytest.raises(StageError, match=r"there is no models:/missing/1 in .*; check the name"):
-        tracking.download_model("models:/missing/1", config.tracking.uri)
+    with pytest.raises(StageError, match=f"there is no {uri} in sqlite:///.*; check the name"):
+        tracking.download_model(uri, config.tracking.uri)
 
 
 def test_an_experiment_that_was_deleted_is_explained(store, tmp_path):

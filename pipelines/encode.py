@@ -157,13 +157,25 @@ def _refuse_other_identity(config: RunConfig, dataset: Path) -> None:
     there = read_json(path)["identity"]["settings"]
     asked = json.loads(json.dumps(_settings_identity(config)))
     if there != asked:
-        names = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
-        lines = [f"  {name}: {there.get(name)} there, {asked.get(name)} asked" for name in names]
+        old, new = _flat(there), _flat(asked)
+        names = sorted(key for key in old | new if old.get(key) != new.get(key))
+        lines = [f"  {name}: {old.get(name)} there, {new.get(name)} asked" for name in names]
         raise ConfigError(
             f"{dataset} was made with other settings:\n"
             + "\n".join(lines)
             + "\nchoose another output.dir, or delete this data set"
         )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name nested settings by dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _make_plan(

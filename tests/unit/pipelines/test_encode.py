@@ -285,11 +285,11 @@ def test_a_damaged_plan_is_named(copied):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"data": {"fps": 4.0}}, "transform: "),
-        ({"data": {"num_frames": 4}}, "transform: "),
+        ({"data": {"fps": 4.0}}, "transform.fps: 8.0 there, 4.0 asked"),
+        ({"data": {"num_frames": 4}}, "transform.num_frames: 8 there, 4 asked"),
         ({"encode": {"latents_dtype": "float32"}}, "latents_dtype: bfloat16 there, float32 asked"),
         ({"encode": {"videos_per_shard": 9}}, "videos_per_shard: 3 there, 9 asked"),
-        ({"first_stage": {"latent_channels": 2}}, "first_stage: "),
+        ({"first_stage": {"latent_channels": 2}}, "first_stage.latent_channels: 4 there, 2 asked"),
         (
             {"model": {"cross_attention_dim": 64}},
             "image_embeds_shape: [1, 32] there, [1, 64] asked",

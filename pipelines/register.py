@@ -19,6 +19,7 @@ from pipelines import tracking
 from pipelines.config import RunConfig, config_to_yaml, content_hash
 from pipelines.encode import DATASET_FOLDER
 from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
+from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
 from pipelines.shards import ShardReader, load_manifest
 from pipelines.storage import (
@@ -47,15 +48,15 @@ def run(config: RunConfig) -> RunReport:
         Name, version and URI of the registered model, and the model folder.
 
     Raises:
-        DataError: an earlier stage has not run.
+        DataError: an earlier stage has not run on this version of the data set.
         StageError: MLflow failed.
     """
     watch = Stopwatch()
     output = Path(config.output.dir)
     folder = output / REGISTER_FOLDER
-    trained = _report_of(output / TRAIN_FOLDER, "train")
-    estimated = _report_of(output / ESTIMATE_FOLDER, "estimate")
     manifest = load_manifest(output / DATASET_FOLDER)
+    trained = _report_of(output / TRAIN_FOLDER, "train", manifest)
+    estimated = _report_of(output / ESTIMATE_FOLDER, "estimate", manifest)
     statistics = output / ESTIMATE_FOLDER / STATISTICS_FILE
     identity = content_hash(
         {
@@ -119,11 +120,17 @@ def conditioning_image(dataset: Path, index: int) -> npt.NDArray[np.uint8]:
         return np.array(image.convert("RGB"))
 
 
-def _report_of(folder: Path, stage: str) -> RunReport:
+def _report_of(folder: Path, stage: str, manifest: Manifest) -> RunReport:
     path = folder / "report.json"
     if not path.exists():
         raise DataError(f"{stage} has not finished in {folder}; run `cil {stage}` first")
-    return RunReport.load(path)
+    report = RunReport.load(path)
+    if report.inputs["dataset"] != manifest.fingerprint:
+        raise DataError(
+            f"{folder} is of another version of the data set; run `cil {stage}` for this one, "
+            f"{manifest.fingerprint[:12]}"
+        )
+    return report
 
 
 def _assemble(config: RunConfig, trained: Path, statistics: Path, model: Path) -> None:

@@ -1,5 +1,4 @@
 import types
-import warnings
 
 import numpy as np
 import pytest
@@ -16,10 +15,7 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
 @pytest.fixture(scope="module")
 def served(model_folder):
     """The served class with the model folder among its artifacts, as MLflow loads it."""
-    with warnings.catch_warnings():
-        # MLflow advises type hints, which it would take for the schema of a batch
-        warnings.simplefilter("ignore")
-        from pipelines.pyfunc_model import ImageToVideo
+    from pipelines.pyfunc_model import ImageToVideo
 
     made = ImageToVideo()
     made.load_context(types.SimpleNamespace(artifacts={"model": str(model_folder)}))

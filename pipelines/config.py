@@ -437,9 +437,10 @@ def _paths(owner: Any, prefix: str = "") -> Iterator[str]:
 def redact_uri(uri: str) -> str:
     """Replace passwords and tokens in the URIs of a text, so that it can be shown.
 
-    A password may hold any sign, also / and @: all before the last @ of a URI is hidden.
+    A password may hold any sign, also / and @: all before the last @ of a URI is hidden, unless it
+    names no host, as sqlite:///me@home.db.
     """
-    uri = re.sub(r"(?<=://)([^\s'\"]*)@", _redact_userinfo, uri)
+    uri = re.sub(r"(?<=://)(?!/)([^\s'\"]*)@", _redact_userinfo, uri)
     return re.sub(r"(?i)([?&;][\w-]*(?:password|passwd|token|secret)=)[^&;#\s'\"]*", r"\1***", uri)
 
 

@@ -14,13 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cil.errors import StageError
+from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
 from pipelines.config import RunConfig, config_to_yaml, content_hash, validate_config
 from pipelines.encode import DATASET_FOLDER
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import build_model, save_model
+from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
 from pipelines.shards import ShardReader
@@ -43,6 +44,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         Paths, losses and durations.
 
     Raises:
+        ConfigError: the settings describe other clips than the data set has.
         DataError: there is no data set, or it is damaged.
         StageError: more workers than clips or cores, or training failed; then the last committed
             checkpoint is kept.
@@ -52,6 +54,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     folder = output / TRAIN_FOLDER
     reader = ShardReader(output / DATASET_FOLDER)
     manifest = reader.manifest
+    _check_clips(config, manifest)
     identity = train_identity(config, manifest.fingerprint)
     done = folder / "report.json"
     if done.exists() and read_json(done)["inputs"]["identity"] == identity:
@@ -107,6 +110,20 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     )
     report.save(done)
     return report
+
+
+def _check_clips(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse settings that describe other clips than the data set has."""
+    there = manifest.identity["settings"]["transform"]
+    names = ("num_frames", "fps", "height", "width")
+    wrong = [name for name in names if getattr(config.data, name) != there[name]]
+    if wrong:
+        lines = [
+            f"data.{name} is {getattr(config.data, name)}, the clips of the data set have "
+            f"{there[name]}"
+            for name in wrong
+        ]
+        raise ConfigError("; ".join(lines) + "; use the settings that it was encoded with")
 
 
 def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:

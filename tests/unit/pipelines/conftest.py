@@ -184,7 +184,17 @@ class SmallShards:
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             fingerprint=content_hash(shards),
-            identity={},
+            identity={
+                "settings": {
+                    "transform": {
+                        "num_frames": shape[0],
+                        "fps": 8.0,
+                        "height": shape[2] * 4,
+                        "width": shape[3] * 4,
+                        "max_clips": None,
+                    }
+                }
+            },
             identity_hash="identity",
             latents_shape=list(shape),
             shards=shards,

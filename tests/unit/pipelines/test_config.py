@@ -283,6 +283,8 @@ def test_secrets_in_uris_are_hidden(text):
     "text",
     [
         "sqlite:////data/mlflow.db",
+        "sqlite:////home/me@work/runs:2/mlflow.db",
+        "file:///home/me@work/x",
         "http://127.0.0.1:5000",
         "models:/tiny-i2v@challenger",
         "C:/videos",

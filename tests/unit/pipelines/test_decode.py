@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import random
@@ -12,6 +13,7 @@ from pipelines.decode import (
     DecodeError,
     VideoProbe,
     _check_number,
+    _decord_is_right,
     decode_clips,
     probe_video,
 )
@@ -263,6 +265,65 @@ def test_a_transport_stream_with_half_a_frame_is_refused(drawn, tmp_path, codec)
     for number in continued:  # packets of the video that do not begin a frame
         path.write_bytes(b"".join(packets[:number] + packets[number + 1 :]))
         assert refusal(path, transform(drawn)).stage in ("probe", "decode"), number
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libvpx-vp9"])
+def test_an_mp4_that_was_cut_off_while_it_was_copied_is_refused(drawn, tmp_path, codec):
+    """Its index comes first, so all but the last frames could be read."""
+    options = VP9 if codec == "libvpx-vp9" else {"bf": "0"}
+    whole = drawn.write(
+        tmp_path / "whole.mp4", codec=codec, options=options, container={"movflags": "faststart"}
+    ).read_bytes()
+    path = tmp_path / "cut.mp4"
+    for missing in (1, 2, 3, 5):
+        path.write_bytes(whole[:-missing])
+        error = refusal(path, transform(drawn))
+        assert (error.stage, error.exception) == ("probe", "CutOff"), missing
+
+
+def test_two_streams_after_each_other_are_refused(drawn, written, tmp_path):
+    """Transport streams can be joined like texts, but then time begins again in the middle."""
+    path = tmp_path / "joined.ts"
+    path.write_bytes((written / "h264.ts").read_bytes() * 2)
+    assert refusal(path, transform(drawn)).stage in ("probe", "decode")
+
+
+def test_frames_that_come_in_another_order_than_their_times_are_refused(drawn, tmp_path):
+    """A codec without references to the future hands out frames as they are stored."""
+    whole = drawn.write(tmp_path / "whole.mkv", codec="ffv1", num_frames=10)
+
+    def swap(number, packet):
+        packet.dts = packet.pts - 80
+        packet.pts = {4: 200, 5: 160}.get(number, packet.pts)
+        return True
+
+    path = drawn.remux(whole, tmp_path / "swapped.mkv", swap)
+    assert str(refusal(path, transform(drawn))) == "frame 5 at 0.160 s comes before 0.200 s"
+
+
+@pytest.mark.parametrize(
+    ("changes", "right"),
+    [
+        ({}, True),
+        ({"container": "matroska,webm", "codec": "vp9"}, True),
+        ({"container": "mpegts"}, False),
+        ({"codec": "hevc"}, False),
+        ({"pixel_format": "yuv420p10le"}, False),
+        ({"has_edit_list": True}, False),
+        ({"times_s": None}, False),
+        ({"times_s": (0.0, 0.04, 0.04)}, False),
+    ],
+)
+def test_decord_is_asked_only_where_it_was_measured_to_be_right(changes, right):
+    probe = VideoProbe(
+        container="mov,mp4,m4a,3gp,3g2,mj2",
+        codec="h264",
+        pixel_format="yuv420p",
+        average_fps=25.0,
+        times_s=(0.0, 0.04, 0.08),
+        has_edit_list=False,
+    )
+    assert _decord_is_right(dataclasses.replace(probe, **changes)) is right
 
 
 def skipped_mpeg4_frame(time):

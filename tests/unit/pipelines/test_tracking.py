@@ -284,6 +284,20 @@ def test_a_model_that_is_not_there_is_explained(store, uri):
         tracking.download_model(uri, config.tracking.uri)
 
 
+def test_artifacts_of_an_oddly_named_folder_stay_in_it(store, tmp_path):
+    """Without a server MLflow is told where artifacts go, as a URI."""
+    folder = tmp_path / "my runs & caf\u00e9 #1 100% a@b"
+    config = RunConfig(output=OutputConfig(dir=str(folder)))
+    run_id = tracking.start_run(config, folder, MANIFEST, "l" * 64)
+    client = tracking._client(tracking.tracking_uri(config))
+    client.log_text(run_id, "content", "note.txt")
+    (note,) = folder.rglob("note.txt")
+    assert note.is_relative_to(folder / "mlflow" / "artifacts")
+    assert (folder / "mlflow" / "mlflow.db").is_file()
+    assert tracking.check_tracking(config) is None
+    assert tracking.shown_uri(config).endswith("a@b/mlflow/mlflow.db")
+
+
 def test_an_experiment_that_was_deleted_is_explained(store, tmp_path):
     config, client = store
     config = dataclasses.replace(

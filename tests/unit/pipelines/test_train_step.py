@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cil.errors import ConfigError, StageError
+from pipelines import train_step
 from pipelines.data_order import clip_indices
 from pipelines.shards import ShardReader
 from pipelines.train_step import NonFiniteLossError, TrainStep
@@ -123,6 +124,78 @@ def test_micro_batches_make_one_update_and_one_loss(step_of):
     row = take(0, learning_rate=0.1)
     assert (len(engine.losses), engine.steps) == (4, 1)
     assert row["loss"] == pytest.approx(sum(engine.losses) / 4)
+
+
+class OneClip:
+    """A reader whose clips are all the same one, with a wide posterior."""
+
+    key = staticmethod(str)
+
+    def __init__(self, reader):
+        clip = reader.clip(0)
+        self._clip = dataclasses.replace(clip, std=torch.ones_like(clip.std))
+
+    def __len__(self):
+        return 10
+
+    def clip(self, index):
+        return self._clip
+
+
+@pytest.fixture
+def drawn_latents(step_of, reader, monkeypatch):
+    """Return what the loss is given for one step: clean and conditioning latents."""
+    seen = []
+    real = train_step.denoising_loss
+
+    def loss(network, clean, conditioning, **settings):
+        seen.append((clean, conditioning))
+        return real(network, clean, conditioning, **settings)
+
+    monkeypatch.setattr(train_step, "denoising_loss", loss)
+
+    def take(step, **settings):
+        seen.clear()
+        run, _ = step_of(clips=OneClip(reader), **settings)
+        run(step, learning_rate=0.0)
+        return [torch.cat(parts) for parts in zip(*seen, strict=True)]
+
+    return take
+
+
+def test_each_place_and_each_step_has_its_own_sample_of_the_posterior(drawn_latents, reader):
+    clean, conditioning = drawn_latents(0)
+    later_clean, later_conditioning = drawn_latents(1)
+    # the same clip four times, so only the noise can tell them apart
+    for latents in (clean, conditioning, torch.cat([clean, later_clean])):
+        rows = latents.flatten(1)
+        assert len({row.numpy().tobytes() for row in rows}) == len(rows)
+    assert not torch.equal(conditioning, later_conditioning)
+    # the condition has a sample of its own, not that of the first frame of the video
+    assert not torch.allclose(conditioning[:, 0], clean[:, 0])
+
+
+def test_latents_are_scaled_and_have_the_posteriors_moments(drawn_latents, reader, tiny_model):
+    scale = tiny_model.first_stage.scaling_factor
+    clip = reader.clip(0)
+    clean = torch.cat([drawn_latents(step)[0] for step in range(8)])
+    noise = clean / scale - clip.mean
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
+    assert noise.std() == pytest.approx(1, abs=4 / noise.numel() ** 0.5)
+    _, conditioning = drawn_latents(0)
+    assert conditioning.shape[1:] == (1, *clip.mean.shape[1:])
+    noise = conditioning / tiny_model.conditioning_scale - clip.mean[:1]
+    assert noise.std() == pytest.approx(1, abs=5 / noise.numel() ** 0.5)
+
+
+def test_splitting_the_batch_changes_no_sample(drawn_latents):
+    whole = drawn_latents(2)
+    parts = [drawn_latents(2, rank=rank, world_size=2) for rank in range(2)]
+    single = drawn_latents(2, micro_batch_size=1)
+    for index in range(2):
+        joined = torch.cat([part[index] for part in parts])
+        assert torch.equal(joined, whole[index])
+        assert torch.equal(single[index], whole[index])
 
 
 class Poisoned:

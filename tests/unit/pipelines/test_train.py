@@ -1,0 +1,138 @@
+import dataclasses
+import json
+from contextlib import ExitStack
+
+import pytest
+
+from cil.errors import ConfigError, DataError, StageError
+from pipelines import train
+from pipelines.shards import ShardReader, tar_path
+from pipelines.train import train_identity
+
+
+def change(config, **sections):
+    return dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in sections.items()
+        },
+    )
+
+
+@pytest.fixture
+def config(encoded_run, small_shards, tmp_path):
+    """The configuration of a run with a small data set of its own."""
+    small_shards.dataset(tmp_path / "run" / "dataset", shape=(8, 4, 8, 8))
+    return change(encoded_run.config, output={"dir": str(tmp_path / "run")})
+
+
+def run_without_ray(config):
+    with ExitStack() as session:
+        return train.run(config, session=session)
+
+
+# -- identity -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"learning_rate": 1e-3}},
+        {"train": {"num_steps": 5}},
+        {"train": {"num_workers": 1}},
+        {"train": {"micro_batch_size": 1}},
+        {"train": {"ema_decay": 0.5}},
+        {"train": {"precision": "bf16"}},
+        {"train": {"condition_dropout": 0.1}},
+        {"model": {"p_mean": 0.5}},
+        {"model": {"motion_bucket_id": 3.0}},
+        {"time_noise": {"beta_m": 2.0}},
+        {"time_noise": {"preset": "none"}},
+    ],
+)
+def test_what_decides_the_weights_decides_the_identity(encoded_run, sections):
+    base = train_identity(encoded_run.config, "f" * 64)
+    assert train_identity(change(encoded_run.config, **sections), "f" * 64) != base
+
+
+def test_seed_and_data_set_decide_the_identity(encoded_run):
+    base = train_identity(encoded_run.config, "f" * 64)
+    assert train_identity(encoded_run.config, "e" * 64) != base
+    assert train_identity(dataclasses.replace(encoded_run.config, seed=1), "f" * 64) != base
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"log_every": 1}},
+        {"train": {"checkpoint_every": 1}},
+        {"train": {"num_checkpoints_kept": 9}},
+        {"train": {"max_failures": 0}},
+        {"sample": {"num_steps": 3}},
+        {"output": {"dir": "elsewhere"}},
+        {"tracking": {"uri": "http://host"}},
+        {"cluster": {"num_cpus": 3}},
+        {"data": {"videos": "moved"}},
+        {"encode": {"num_workers": 9}},
+    ],
+)
+def test_what_does_not_decide_the_weights_keeps_the_identity(encoded_run, sections):
+    """A run may be moved, logged more often or resumed with another address."""
+    base = train_identity(encoded_run.config, "f" * 64)
+    assert train_identity(change(encoded_run.config, **sections), "f" * 64) == base
+
+
+# -- before Ray is started ------------------------------------------------------------------------
+
+
+def test_without_a_data_set_encode_is_named(encoded_run, tmp_path):
+    config = change(encoded_run.config, output={"dir": str(tmp_path / "nothing")})
+    with pytest.raises(DataError, match="run encode first"):
+        run_without_ray(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_workers_than_clips_are_refused(config):
+    many = change(config, train={"num_workers": 6, "global_batch_size": 6})
+    words = "train.num_workers must be <= the number of clips, got 6 workers and 5 clips"
+    with pytest.raises(StageError, match=words):
+        run_without_ray(many)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fps", 4.0), ("num_frames", 4), ("height", 64), ("width", 64)]
+)
+def test_a_data_set_of_other_clips_is_refused(config, name, value):
+    """The model would be told the size and rate of the settings, and learn those of the clips."""
+    other = change(config, data={name: value})
+    with pytest.raises(ConfigError) as caught:
+        run_without_ray(other)
+    there = getattr(config.data, name)
+    assert f"data.{name} is {value}, the clips of the data set have {there}" in str(caught.value)
+
+
+def test_fewer_clips_per_video_are_no_other_clips(config, tmp_path):
+    tar_path(tmp_path / "run" / "dataset", "shard-000000").unlink()
+    with pytest.raises(DataError, match="is missing; run encode again"):  # the next check
+        run_without_ray(change(config, data={"max_clips_per_video": 1}))
+
+
+def test_a_damaged_shard_is_found_before_anything_is_started(config, tmp_path):
+    path = tar_path(tmp_path / "run" / "dataset", "shard-000001")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"shard-000001\.tar is damaged"):
+        run_without_ray(config)
+    assert not (tmp_path / "run" / "mlflow").exists()
+    assert not (tmp_path / "run" / "train" / "mlflow_run.json").exists()
+
+
+def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path):
+    """It goes on to the check of the shards, which fails here: the report did not stop it."""
+    folder = tmp_path / "run" / "train"
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps({"inputs": {"identity": "other"}}))
+    tar_path(tmp_path / "run" / "dataset", "shard-000000").unlink()
+    with pytest.raises(DataError, match="is missing; run encode again"):
+        run_without_ray(config)
+    assert len(ShardReader(tmp_path / "run" / "dataset")) == 5

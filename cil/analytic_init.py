@@ -25,7 +25,7 @@ from torch.nn import functional
 from cil.errors import ConfigError, DataError
 from cil.moments import LatentMoments
 from cil.noise_schedule import NoiseSchedule
-from cil.shapes import append_dims, check_shape
+from cil.shapes import append_dims, check_finite, check_shape
 
 __all__ = ["AnalyticInit", "LatentMoments", "Layout"]
 
@@ -94,7 +94,13 @@ class AnalyticInit:
             DataError: noise of another shape than the mean.
         """
         frames, channels, height, width = self.mean.shape
-        check_shape("noise", noise, "B F C H W", F=frames, C=channels, H=height, W=width)
+        if tuple(noise.shape[1:]) != tuple(self.mean.shape):
+            raise DataError(
+                f"noise must have the shape (B F C H W) with (F C H W) = "
+                f"{(frames, channels, height, width)} of the statistics, got {tuple(noise.shape)}; "
+                "estimate them for this size, or take AnalyticInit.resized"
+            )
+        check_finite("noise", noise)
         wide = noise.double()
         a = torch.as_tensor(alpha, dtype=torch.float64, device=noise.device)
         s = torch.as_tensor(sigma, dtype=torch.float64, device=noise.device)
@@ -178,6 +184,10 @@ class AnalyticInit:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with ``mean`` and ``variance`` in float64, and the metadata."""
+        if Path(path).suffix != ".safetensors":
+            raise ConfigError(
+                f"path must end in .safetensors, got {path}; export() writes the released formats"
+            )
         from safetensors.torch import save_file
 
         tensors = {
@@ -266,7 +276,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except Exception as error:
         raise DataError(
-            f"{path} cannot be read as tensors ({type(error).__name__}: {error}); it is truncated "
+            f"{path} cannot be read as tensors ({type(error).__name__}); it is truncated "
             "or holds pickled objects, which are refused; get it again, or save it as safetensors"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):

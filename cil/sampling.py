@@ -12,9 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from cil.errors import DataError
 from cil.noise_schedule import KARRAS_RHO, VPSchedule, require
 from cil.parameterization import Denoiser
-from cil.shapes import check_shape
+from cil.shapes import check_finite, check_shape
 
 __all__ = [
     "Spacing",
@@ -120,6 +121,7 @@ def euler(
         Lipman et al. 2023, arXiv 2210.02747.
     """
     check_shape("latents", latents, "B F C H W")
+    check_finite("latents", latents)
     levels = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
     decreasing = all(a > b for a, b in itertools.pairwise(levels))
     require(
@@ -134,6 +136,11 @@ def euler(
     for step, (sigma, following) in enumerate(itertools.pairwise(levels)):
         level = latents.new_full((latents.shape[0],), sigma, dtype=level_dtype)
         denoised = denoiser(latents, level)
+        if denoised.shape != latents.shape:
+            raise DataError(
+                f"the denoiser must return {tuple(latents.shape)}, got {tuple(denoised.shape)}; "
+                "check what the network returns"
+            )
         latents = latents + (latents - denoised) * ((following - sigma) / sigma)
         if callback is not None:
             callback(step, latents, denoised)
@@ -217,6 +224,7 @@ def ddim(
     Source: Song et al. 2020, equation 12 and 16, arXiv 2010.02502.
     """
     check_shape("latents", latents, "B F C H W")
+    check_finite("latents", latents)
     visited = torch.as_tensor(timesteps).tolist()
     last = schedule.num_train_timesteps - 1
     require(
@@ -235,6 +243,11 @@ def ddim(
         a, a_next = table[timestep], table[following]
         level = torch.full((latents.shape[0],), timestep, device=latents.device)
         denoised = denoiser(latents, level)
+        if denoised.shape != latents.shape:
+            raise DataError(
+                f"the denoiser must return {tuple(latents.shape)}, got {tuple(denoised.shape)}; "
+                "check what the network returns"
+            )
         epsilon = (latents - a**0.5 * denoised) / (1.0 - a) ** 0.5
         if rescale_last or step + 1 < len(visited):
             denoised = denoised * (clean_scales[following] / clean_scales[timestep])

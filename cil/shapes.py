@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cil.errors import DataError
 
-__all__ = ["append_dims", "broadcast", "check_shape"]
+__all__ = ["append_dims", "broadcast", "check_finite", "check_shape"]
 
 
 def append_dims(values: Tensor, ndim: int) -> Tensor:
@@ -51,10 +51,33 @@ def check_shape(name: str, tensor: Tensor, letters: str, **sizes: int) -> None:
     """
     names = letters.split()
     if tensor.ndim != len(names):
-        raise DataError(f"{name} must have the shape ({letters}), got {tuple(tensor.shape)}")
+        raise DataError(
+            f"{name} must have the shape ({letters}), got {tuple(tensor.shape)}; "
+            "reshape it, see cil.shapes for the letters"
+        )
     for letter, got in zip(names, tensor.shape, strict=True):
         want = sizes.get(letter, got)
         if got != want:
             raise DataError(
-                f"{name} must have {letter} = {want} in ({letters}), got {tuple(tensor.shape)}"
+                f"{name} must have {letter} = {want} in ({letters}), got {tuple(tensor.shape)}; "
+                "make the sizes agree"
             )
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Check that a tensor holds no NaN and no infinity, where that costs no device a wait.
+
+    Args:
+        name: what the tensor is called where the user gave it.
+        tensor: the tensor; one on a GPU is left unchecked, since looking would stall it.
+
+    Raises:
+        DataError: some values are not finite.
+    """
+    if tensor.device.type != "cpu" or bool(torch.isfinite(tensor).all()):
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    raise DataError(
+        f"{name} must be finite, got {bad} of {tensor.numel()} values NaN or infinite; look at the "
+        "data or the encoder they come from"
+    )

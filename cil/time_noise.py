@@ -51,6 +51,10 @@ Preset = Literal[
 ]
 
 
+_LARGEST_POWER = 1e30
+"""Where t^a is cut, so that float32 stays finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class TimeNoise(AddsNoise):
     """Time-dependent noise on the conditioning image, logit-normal in size.
@@ -138,7 +142,9 @@ class TimeNoise(AddsNoise):
         Returns:
             Shape and dtype of ``t``.
         """
-        return self.mu_max * (2.0 * torch.as_tensor(t) ** self.a - 1.0)
+        power = torch.as_tensor(t) ** self.a
+        # t above 1 may overflow; any number this large is the same to the sigmoid
+        return self.mu_max * (2.0 * power.clamp(max=_LARGEST_POWER) - 1.0)
 
     def sigma_cond(self, t: Tensor, normal: Tensor, *, other_t: Tensor | None = None) -> Tensor:
         """Draw the noise level of the condition.

@@ -17,7 +17,7 @@ from PIL import Image
 from cil.analytic_init import AnalyticInit
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
-from pipelines import encode, first_stage
+from pipelines import encode, first_stage, shard_encoder
 from pipelines.config import RunConfig, content_hash, validate_config
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
 from pipelines.shards import (
@@ -252,7 +252,7 @@ def encode_without_ray(config):
     codec = PatchPCA.fit(moments, latent_channels=config.first_stage.latent_channels)
     codec.save(dataset / "first_stage")
     plan = encode._make_plan(config, dataset, inventory, codec)
-    encoder = encode.ShardEncoder(
+    encoder = shard_encoder.ShardEncoder(
         source=source,
         dataset=str(dataset),
         transform=how,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cil.errors import ConfigError, DataError
 from cil.models import load_first_stage
-from pipelines import encode
+from pipelines import encode, shard_encoder
 from pipelines.decode import decode_clips
 from pipelines.records import QuarantineRecord
 from pipelines.shards import NewerFormatError, ShardReader, load_manifest, read_sidecar
@@ -55,7 +55,7 @@ def encoder_of(run, **changes):
         "latents_dtype": run.config.encode.latents_dtype,
         "image_embeds_shape": (1, run.config.model.cross_attention_dim),
     }
-    return encode.ShardEncoder(**{**settings, **changes})
+    return shard_encoder.ShardEncoder(**{**settings, **changes})
 
 
 def rows(run):
@@ -170,10 +170,10 @@ def test_the_task_keeps_its_encoder_for_the_next_shard(copied):
         "latents_dtype": "bfloat16",
         "image_embeds_shape": (1, copied.config.model.cross_attention_dim),
     }
-    encode._encoder.cache_clear()
+    shard_encoder._encoder.cache_clear()
     for row in rows(copied):
-        encode.encode_shard(row, **settings)
-    assert encode._encoder.cache_info().misses == 1
+        shard_encoder.encode_shard(row, **settings)
+    assert shard_encoder._encoder.cache_info().misses == 1
     assert shards(copied) == before
 
 
@@ -285,11 +285,11 @@ def test_a_damaged_plan_is_named(copied):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"data": {"fps": 4.0}}, "transform: "),
-        ({"data": {"num_frames": 4}}, "transform: "),
+        ({"data": {"fps": 4.0}}, "transform.fps: 8.0 there, 4.0 asked"),
+        ({"data": {"num_frames": 4}}, "transform.num_frames: 8 there, 4 asked"),
         ({"encode": {"latents_dtype": "float32"}}, "latents_dtype: bfloat16 there, float32 asked"),
         ({"encode": {"videos_per_shard": 9}}, "videos_per_shard: 3 there, 9 asked"),
-        ({"first_stage": {"latent_channels": 2}}, "first_stage: "),
+        ({"first_stage": {"latent_channels": 2}}, "first_stage.latent_channels: 4 there, 2 asked"),
         (
             {"model": {"cross_attention_dim": 64}},
             "image_embeds_shape: [1, 32] there, [1, 64] asked",

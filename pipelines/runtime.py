@@ -53,10 +53,10 @@ def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]
             logging_level=level,
             configure_logging=True,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a start that takes too long comes as a bare Exception
         raise StageError(
             f"cannot reach Ray at {address or 'a new local cluster'}: {error}; "
-            "check cluster.address and RAY_ADDRESS"
+            "check cluster.address and RAY_ADDRESS, and whether the machine is overloaded"
         ) from error
     _quieten(level)
     try:

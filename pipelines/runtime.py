@@ -56,7 +56,7 @@ def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]
     except Exception as error:  # a start that takes too long comes as a bare Exception
         raise StageError(
             f"cannot reach Ray at {address or 'a new local cluster'}: {error}; "
-            "check cluster.address and RAY_ADDRESS, and whether the machine is overloaded"
+            "check cluster.address and RAY_ADDRESS"
         ) from error
     _quieten(level)
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cil.errors import DataError
-from cil.shapes import append_dims, check_finite, check_shape
+from cil.shapes import append_dims, check_shape
 
 __all__ = [
     "AddsNoise",
@@ -70,7 +70,6 @@ def corrupt_latents(latents: Tensor, scale: Tensor, noise: Tensor, mode: NoiseMo
         DataError: the shapes do not fit each other.
     """
     check_shape("conditioning latents", latents, "B F C H W")
-    check_finite("conditioning latents", latents)
     check_shape("sigma_cond", scale, "B", B=latents.shape[0])
     batch, frames, channels, height, width = latents.shape
     if mode == "scalar":

@@ -19,7 +19,7 @@ from cil.errors import ConfigError, DataError
 from cil.noise_schedule import NoiseSchedule
 from cil.parameterization import Parameterization, input_scale, training_target
 from cil.rng import Stream
-from cil.shapes import append_dims, check_finite, check_shape
+from cil.shapes import append_dims, check_shape
 from cil.time_noise import Corruption
 
 __all__ = [
@@ -191,7 +191,6 @@ def denoising_loss(
         DataError: the shapes do not fit each other.
     """
     check_shape("clean latents", clean, "B F C H W")
-    check_finite("clean latents", clean)
     batch, frames, channels, height, width = clean.shape
     sizes = {"B": batch, "C": channels, "H": height, "W": width}
     check_shape("noise", draws.noise, "B F C H W", F=frames, **sizes)

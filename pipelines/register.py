@@ -62,7 +62,7 @@ def run(config: RunConfig) -> RunReport:
         {
             "weights": hash_of_folder(output / TRAIN_FOLDER / "model"),
             "statistics": sha256_of_file(statistics),
-            "sample": asdict(config.sample),
+            "sample": {**asdict(config.sample), "num_videos": None},  # of the run's stage alone
             "name": config.tracking.model_name,
             "store": tracking.tracking_uri(config),
         }

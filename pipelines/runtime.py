@@ -53,7 +53,7 @@ def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]
             logging_level=level,
             configure_logging=True,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a start that takes too long comes as a bare Exception
         raise StageError(
             f"cannot reach Ray at {address or 'a new local cluster'}: {error}; "
             "check cluster.address and RAY_ADDRESS"

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from cil import AnalyticInit, TimeNoise, euler
-from cil.conditioning import corrupt_latents
 from cil.errors import ConfigError, DataError
 from cil.shapes import check_finite
 
@@ -23,11 +22,9 @@ def test_the_message_counts_what_is_wrong():
     check_finite("latents", torch.zeros(SHAPE))
 
 
-def test_samplers_corruption_and_the_start_refuse_nan():
+def test_samplers_and_the_start_refuse_nan():
     with pytest.raises(DataError, match="latents must be finite"):
         euler(lambda noisy, _: noisy, broken(), [1.0, 0.0])
-    with pytest.raises(DataError, match="conditioning latents must be finite"):
-        corrupt_latents(broken(), torch.ones(1), torch.zeros(SHAPE), "per_frame")
     with pytest.raises(DataError, match="noise must be finite"):
         AnalyticInit(torch.zeros(SHAPE[1:]), 1.0).draw(broken(), alpha=1.0, sigma=1.0)
 

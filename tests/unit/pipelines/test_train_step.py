@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -231,6 +232,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert len(engine.losses) == (3 if micro_batch_size else 0)
     assert all(reader.key(index) in str(caught.value) for index in indices)
     assert isinstance(caught.value, StageError)
+
+
+def test_every_rank_hears_of_a_broken_clip(step_of, encoded_run, reader, monkeypatch):
+    """The rank that has it must not leave the others waiting for its loss."""
+    indices = clip_indices(
+        num_clips=len(reader), global_batch_size=4, step=0, seed=encoded_run.config.seed
+    )
+    sent = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: sent.append(value.item()))
+    poisoned = Poisoned(reader, indices[-1], float("nan"))
+    take, engine = step_of(clips=poisoned, rank=1, world_size=2)
+    with pytest.raises(NonFiniteLossError, match="the loss of step 0 is nan"):
+        take(0, learning_rate=0.1)
+    assert len(sent) == 1
+    assert math.isnan(sent[0])
+    assert engine.losses == []
 
 
 @pytest.mark.parametrize("norm", [float("inf"), float("nan")])

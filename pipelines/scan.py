@@ -31,10 +31,13 @@ from pipelines.store import Store
 
 __all__ = [
     "INVENTORY_NAME",
+    "decoder_of",
+    "is_unchanged",
     "known_records",
     "quarantine_record",
     "save_inventory",
     "scan_group",
+    "scan_one",
     "scan_settings",
     "scan_videos",
 ]
@@ -196,12 +199,19 @@ def scan_group(
     """
     (text,) = batch["videos"]
     videos = [SourceVideo(**raw) for raw in json.loads(str(text))]
-    records = [_scan_one(video, decode, settings) for video in videos]
+    records = [scan_one(video, decoder_of(decode), settings) for video in videos]
     lines = "\n".join(json.dumps(record.to_json(), sort_keys=True) for record in records)
     return {"records": np.array([lines], dtype=object)}
 
 
-def _scan_one(video: SourceVideo, decode: DecodeConfig, settings: dict[str, Any]) -> VideoRecord:
+def scan_one(video: SourceVideo, decoder: DecoderProcess, settings: dict[str, Any]) -> VideoRecord:
+    """Scan a video; whatever is wrong with it stands in the record.
+
+    Args:
+        video: where it is.
+        decoder: what decodes it.
+        settings: `ScanSettings` as JSON.
+    """
     record = VideoRecord(
         name=video.name,
         version=video.version,
@@ -214,7 +224,7 @@ def _scan_one(video: SourceVideo, decode: DecodeConfig, settings: dict[str, Any]
     )
     try:
         with tempfile.TemporaryDirectory() as scratch, local_file(video, Path(scratch)) as path:
-            scanned = decoder_of(decode).scan(path, settings)
+            scanned = decoder.scan(path, settings)
     except DecodeError as error:
         refused = quarantine_record(video.name, error)
         return replace(record, sha256=error.sha256, refused=refused.to_json())

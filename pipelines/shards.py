@@ -50,6 +50,8 @@ from pipelines.store import Location, Store, open_store, read_json, write_json
 __all__ = [
     "CONDITION_SUFFIX",
     "FIRST_STAGE_NAME",
+    "RECORD_SUFFIX",
+    "THUMBNAIL_SUFFIX",
     "LATENTS_SUFFIX",
     "MANIFEST_NAME",
     "EncodedClip",
@@ -71,8 +73,8 @@ FIRST_STAGE_NAME = "first_stage"
 MANIFEST_NAME = "manifest.json"
 LATENTS_SUFFIX = "latents.safetensors"
 CONDITION_SUFFIX = "cond.safetensors"
-_RECORD_SUFFIX = "json"
-_THUMBNAIL_SUFFIX = "webp"
+RECORD_SUFFIX = "json"
+THUMBNAIL_SUFFIX = "webp"
 
 _Versioned = TypeVar("_Versioned", Manifest, ShardSidecar)
 
@@ -228,8 +230,8 @@ def _sample(clip: EncodedClip) -> dict[str, Any]:
         "__key__": clip.record.key,
         LATENTS_SUFFIX: save_tensors(latents),
         CONDITION_SUFFIX: save_tensors(condition),
-        _RECORD_SUFFIX: record,
-        _THUMBNAIL_SUFFIX: clip.thumbnail,
+        RECORD_SUFFIX: record,
+        THUMBNAIL_SUFFIX: clip.thumbnail,
     }
 
 
@@ -415,7 +417,7 @@ class ShardReader:
         latents = load_tensors(_slice(content, offsets[LATENTS_SUFFIX]))
         condition = load_tensors(_slice(content, offsets[CONDITION_SUFFIX]))
         return LatentClip(
-            record=ClipRecord.from_json(json.loads(_slice(content, offsets[_RECORD_SUFFIX]))),
+            record=ClipRecord.from_json(json.loads(_slice(content, offsets[RECORD_SUFFIX]))),
             mean=latents["mean"].to(torch.float32),
             std=latents["std"].to(torch.float32),
             image_embeds=condition["image_embeds"].to(torch.float32),
@@ -428,7 +430,7 @@ class ShardReader:
         """Read the conditioning frame of a clip, as WebP."""
         shard, inside = self._locate(index)
         sidecar, content = self._shard(shard)
-        return _slice(content, sidecar.members[sidecar.keys[inside]][_THUMBNAIL_SUFFIX])
+        return _slice(content, sidecar.members[sidecar.keys[inside]][THUMBNAIL_SUFFIX])
 
     def _locate(self, index: int) -> tuple[int, int]:
         import bisect

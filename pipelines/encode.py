@@ -29,6 +29,7 @@ from pipelines.dataset_identity import (
 from pipelines.first_stage import NoClipsError, ensure_first_stage
 from pipelines.planning import extend_plan
 from pipelines.progress import console, stage_progress
+from pipelines.ray_map import map_rows
 from pipelines.records import (
     FORMAT_VERSION,
     Manifest,
@@ -37,7 +38,7 @@ from pipelines.records import (
     ShardSpec,
 )
 from pipelines.report import RunReport, Stopwatch
-from pipelines.runtime import ray_session, root_cause
+from pipelines.runtime import ray_session
 from pipelines.scan import is_unchanged, known_records, save_inventory, scan_videos
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_encoder import EncoderSettings, ShardEncoder, encode_shard
@@ -147,67 +148,37 @@ def _make_plan(
 
 def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: SourceState) -> None:
     """Write the shards that are not complete, on Ray Data workers."""
-    import ray
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
-    identity_hash = plan.identity_hash
-    missing = [s for s in plan.specs if complete_sidecar(store, s, identity_hash) is None]
-    if not missing:
-        return
-    encode, places = config.encode, places(source)
-    rows = ray.data.from_items(
-        [_row(spec, places) for spec in missing],
-        override_num_blocks=len(missing),  # one shard = one row = one block
-    )
+    missing = [s for s in plan.specs if complete_sidecar(store, s, plan.identity_hash) is None]
+    encode, where = config.encode, places(source)
     settings = EncoderSettings(
         dataset=dataset_of(config),
-        identity_hash=identity_hash,
+        identity_hash=plan.identity_hash,
         clip_hash=clip_hash(plan.identity),
         fps=config.data.fps,
         seed=config.seed,
         token_width=config.model.cross_attention_dim,
         decode=config.decode,
-        encode=config.encode,
+        encode=encode,
         condition=config.condition,
     )
-    size = min(encode.num_workers, len(missing))
-    # 1:1, a shard spec becomes a shard in the data set; only its sidecar travels. On CPUs tasks:
-    # the steps share worker processes, and one that dies is replaced a bounded number of times. On
-    # GPUs actors, which keep the encoders on the device; frames come from decoder processes beside
-    # them, so they never cross the network.
-    if encode.use_gpu:
-        done = rows.map_batches(
-            ShardEncoder,
-            fn_constructor_kwargs={"settings": settings},
-            batch_size=1,
-            compute=ActorPoolStrategy(size=size),
-            num_cpus=encode.decoders_per_worker,
-            num_gpus=1,
-            max_restarts=encode.max_retries,
-            max_task_retries=encode.max_retries,
-        )
-    else:
-        done = rows.map_batches(
-            encode_shard,
-            fn_kwargs={"settings": settings},
-            batch_size=1,
-            compute=TaskPoolStrategy(size=size),
-            num_cpus=1,
-            max_retries=encode.max_retries,
-        )
+    # 1:1, a shard spec becomes a shard in the data set; only its sidecar travels. Frames come from
+    # decoder processes beside the worker, so they never cross the network.
+    results = map_rows(
+        [_row(spec, where) for spec in missing],
+        ShardEncoder if encode.use_gpu else encode_shard,
+        settings={"settings": settings},
+        concurrency=encode.num_workers,
+        max_retries=encode.max_retries,
+        doing="encoding",
+        num_cpus=encode.decoders_per_worker,
+        num_gpus=int(encode.use_gpu),
+    )
     clips = 0
-    try:
-        with stage_progress("encode: shards", len(plan.specs)) as progress:
-            progress.update(len(plan.specs) - len(missing))
-            for row in done.iter_rows():
-                clips += json.loads(row["sidecar"])["count"]
-                progress.advance(f"{clips} clips")
-    except ray.exceptions.RayError as error:
-        cause = root_cause(error)
-        raise StageError(
-            f"encoding stopped: {type(cause).__name__}: {cause}; finished shards are kept, "
-            "run the same command again to go on"
-        ) from error
+    with stage_progress("encode: shards", len(plan.specs)) as progress:
+        progress.update(len(plan.specs) - len(missing))
+        for row in results:
+            clips += json.loads(row["sidecar"])["count"]
+            progress.advance(f"{clips} clips")
 
 
 def _row(spec: ShardSpec, places: Mapping[str, SourceVideo]) -> dict[str, str]:

@@ -19,8 +19,9 @@ from cil.moments import LatentMoments
 from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of
 from pipelines.dataset import open_dataset
 from pipelines.progress import stage_progress
+from pipelines.ray_map import map_rows
 from pipelines.report import RunReport, Stopwatch
-from pipelines.runtime import ray_session, root_cause
+from pipelines.runtime import ray_session
 from pipelines.shards import ShardReader, moments_of, read_moments
 from pipelines.storage import commit, read_json, temporary_beside, write_atomic
 
@@ -120,31 +121,26 @@ def shard_moments(batch: dict[str, np.ndarray], *, config: RunConfig) -> dict[st
 
 
 def _moments_by_shard(config: RunConfig, dataset: ShardReader) -> dict[str, LatentMoments]:
-    import ray
-
     names = [entry.name for entry in dataset.entries]
     counts = [entry.count for entry in dataset.entries]
     starts = np.cumsum([0, *counts[:-1]]).tolist()
-    rows = ray.data.from_items(
+    # 1:1, a shard becomes its moments: two tensors of the size of one clip.
+    results = map_rows(
         [
             {"name": name, "first": first, "count": count}
             for name, first, count in zip(names, starts, counts, strict=True)
         ],
-        override_num_blocks=len(names),
-    )
-    # 1:1, a shard becomes its moments: two tensors of the size of one clip.
-    results = rows.map_batches(
-        shard_moments, fn_kwargs={"config": config}, batch_size=1, num_cpus=1
+        shard_moments,
+        settings={"config": config},
+        concurrency=config.encode.num_workers,
+        max_retries=config.encode.max_retries,
+        doing="estimation",
     )
     parts: dict[str, LatentMoments] = {}
-    try:
-        with stage_progress("estimate: shards", len(names)) as progress:
-            for row in results.iter_rows():
-                name = str(row.pop("name"))
-                tensors = {key: torch.from_numpy(np.array(value)) for key, value in row.items()}
-                parts[name] = LatentMoments.from_state_dict(tensors)
-                progress.advance()
-    except ray.exceptions.RayError as error:
-        cause = root_cause(error)
-        raise StageError(f"estimation stopped: {type(cause).__name__}: {cause}") from error
+    with stage_progress("estimate: shards", len(names)) as progress:
+        for row in results:
+            name = str(row.pop("name"))
+            tensors = {key: torch.from_numpy(np.array(value)) for key, value in row.items()}
+            parts[name] = LatentMoments.from_state_dict(tensors)
+            progress.advance()
     return parts

@@ -24,17 +24,16 @@ from pipelines.decode.config import DecodeConfig
 from pipelines.decode_ahead import PlannedVideo
 from pipelines.planning import planned_input
 from pipelines.progress import stage_progress
+from pipelines.ray_map import map_rows
 from pipelines.records import QuarantineRecord
-from pipelines.runtime import root_cause
 from pipelines.scan import decoder_of
 from pipelines.selection.bucket import Bucket
 from pipelines.source_state import SourceState, places
 from pipelines.sources import local_file
+from pipelines.shards import FIRST_STAGE_NAME
 from pipelines.store import Store
 
-__all__ = ["FIRST_STAGE_NAME", "NoClipsError", "ensure_first_stage", "moments_of_video"]
-
-FIRST_STAGE_NAME = "first_stage"
+__all__ = ["NoClipsError", "ensure_first_stage", "moments_of_video"]
 
 
 class NoClipsError(StageError):
@@ -130,11 +129,9 @@ def moments_of_video(
 def _moments_of_videos(
     config: RunConfig, source: SourceState, chosen: Sequence[str]
 ) -> PatchMoments:
-    import ray
-    from ray.data import TaskPoolStrategy
-
     where = places(source)
-    rows = ray.data.from_items(
+    # 1:1, a video becomes a few kilobytes of sums.
+    results = map_rows(
         [
             {
                 "video": json.dumps(planned_input(source.videos[sha], source.selection.kept[sha])),
@@ -142,28 +139,17 @@ def _moments_of_videos(
             }
             for sha in chosen
         ],
-        override_num_blocks=len(chosen),
-    )
-    # 1:1, a video becomes a few kilobytes of sums.
-    results = rows.map_batches(
         moments_of_video,
-        fn_kwargs={"decode": config.decode, "patch_size": config.first_stage.patch_size},
-        batch_size=1,
-        compute=TaskPoolStrategy(size=min(config.encode.num_workers, len(chosen))),
-        num_cpus=1,
+        settings={"decode": config.decode, "patch_size": config.first_stage.patch_size},
+        concurrency=config.encode.num_workers,
         max_retries=config.encode.max_retries,
+        doing="fitting the first stage",
     )
     total = PatchMoments(patch_size=config.first_stage.patch_size)
-    try:
-        with stage_progress("encode: fit the first stage", len(chosen)) as progress:
-            for row in results.iter_rows():
-                total.merge(_part(row, config.first_stage.patch_size))
-                progress.advance()
-    except ray.exceptions.RayError as error:
-        cause = root_cause(error)
-        raise StageError(
-            f"fitting the first stage stopped: {type(cause).__name__}: {cause}"
-        ) from error
+    with stage_progress("encode: fit the first stage", len(chosen)) as progress:
+        for row in results:
+            total.merge(_part(row, config.first_stage.patch_size))
+            progress.advance()
     return total
 
 

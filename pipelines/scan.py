@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cil.errors import CilError, StageError
+from cil.errors import CilError
 from pipelines.config import RunConfig, clip_buckets, content_hash
 from pipelines.decode.config import DecodeConfig
-from pipelines.decode.errors import DecodeError
+from pipelines.decode.errors import DecodeError, quarantine_record
 from pipelines.decode.process import DecoderProcess
 from pipelines.progress import stage_progress
-from pipelines.records import QuarantineRecord, VideoRecord
-from pipelines.runtime import root_cause
+from pipelines.ray_map import map_rows
+from pipelines.records import VideoRecord
 from pipelines.selection.scan import ScanSettings
 from pipelines.sources import SourceVideo, local_file
 from pipelines.store import Store
@@ -34,7 +34,6 @@ __all__ = [
     "decoder_of",
     "is_unchanged",
     "known_records",
-    "quarantine_record",
     "save_inventory",
     "scan_group",
     "scan_one",
@@ -141,47 +140,32 @@ def scan_videos(
 def _scan_new(
     config: RunConfig, store: Store, videos: Sequence[SourceVideo]
 ) -> Iterator[VideoRecord]:
-    import ray
-    from ray.data import TaskPoolStrategy
-
     workers = config.encode.num_workers * config.encode.decoders_per_worker
     size = min(max(len(videos) // (workers * _GROUPS_PER_WORKER), 1), _LARGEST_GROUP)
     groups = [videos[start : start + size] for start in range(0, len(videos), size)]
-    rows = ray.data.from_items(
-        [{"videos": json.dumps([asdict(video) for video in group])} for group in groups],
-        override_num_blocks=len(groups),
-    )
     # 1:1, a group of videos becomes a few kilobytes of records. One CPU each: decoding and scoring
-    # are single-threaded. Tasks share worker processes with the other steps of the stage.
-    results = rows.map_batches(
+    # are single-threaded.
+    results = map_rows(
+        [{"videos": json.dumps([asdict(video) for video in group])} for group in groups],
         scan_group,
-        fn_kwargs={"decode": config.decode, "settings": scan_settings(config).to_json()},
-        batch_size=1,
-        compute=TaskPoolStrategy(size=min(workers, len(groups))),
-        num_cpus=1,
+        settings={"decode": config.decode, "settings": scan_settings(config).to_json()},
+        concurrency=workers,
         max_retries=config.encode.max_retries,
+        doing="scanning",
     )
     header = json.dumps(_header(config), sort_keys=True)
-    refused = 0
-    try:
-        with stage_progress("encode: scan videos", len(videos)) as progress:
-            done = 0
-            for row in results.iter_rows():
-                lines = str(row["records"])
-                content = f"{header}\n{lines}\n".encode()
-                store.write(f"{_PARTS}{content_hash(lines)[:32]}.jsonl", content)
-                for line in lines.splitlines():
-                    record = VideoRecord.from_json(json.loads(line))
-                    refused += record.refused is not None
-                    done += 1
-                    yield record
-                progress.update(done, f"{refused} refused" if refused else "")
-    except ray.exceptions.RayError as error:
-        cause = root_cause(error)
-        raise StageError(
-            f"scanning stopped: {type(cause).__name__}: {cause}; what was scanned is kept, "
-            "run the same command again to go on"
-        ) from error
+    done = refused = 0
+    with stage_progress("encode: scan videos", len(videos)) as progress:
+        for row in results:
+            lines = str(row["records"])
+            content = f"{header}\n{lines}\n".encode()
+            store.write(f"{_PARTS}{content_hash(lines)[:32]}.jsonl", content)
+            for line in lines.splitlines():
+                record = VideoRecord.from_json(json.loads(line))
+                refused += record.refused is not None
+                done += 1
+                yield record
+            progress.update(done, f"{refused} refused" if refused else "")
 
 
 def scan_group(
@@ -242,15 +226,3 @@ def decoder_of(config: DecodeConfig) -> DecoderProcess:
     """Return the decoder of this worker process."""
     return DecoderProcess(config)
 
-
-def quarantine_record(name: str, error: DecodeError) -> QuarantineRecord:
-    """Say why a video was refused."""
-    return QuarantineRecord(
-        path=name,
-        sha256=error.sha256,
-        stage=error.stage,
-        decoder=error.decoder,
-        exception=error.exception,
-        message=str(error),
-        attempts=error.attempts,
-    )

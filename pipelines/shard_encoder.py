@@ -25,15 +25,14 @@ from cil.rng import Stream
 from pipelines.config import ConditionConfig, EncodeConfig, content_hash
 from pipelines.decode.clips import ReadClip
 from pipelines.decode.config import DecodeConfig
-from pipelines.decode.errors import DecodeError
+from pipelines.decode.errors import DecodeError, quarantine_record
 from pipelines.decode_ahead import DecodeAhead, PlannedVideo
 from pipelines.encoders import ConditionEncoders, first_stage_for_encoding
 from pipelines.records import ClipRecord, QuarantineRecord, ShardSpec
-from pipelines.scan import quarantine_record
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.candidates import CandidateClip
 from pipelines.selection.micro_conditioning import fps_id, motion_bucket_id
-from pipelines.shards import EncodedClip, write_shard
+from pipelines.shards import FIRST_STAGE_NAME, EncodedClip, write_shard
 from pipelines.store import open_store
 
 __all__ = ["EncoderSettings", "ShardEncoder", "encode_shard"]

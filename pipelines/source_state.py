@@ -69,7 +69,7 @@ def choose(
             starts = [clip["start_s"] for clip in item["clips"]]
             there.setdefault(item["sha256"], []).extend(starts)
     scans = {sha256: VideoScan.from_json(video.scan) for sha256, video in videos.items()}
-    return select(scans, config.select, settled=there, seed=config.seed)
+    return select(scans, config.select, settled=there)
 
 
 def understand(

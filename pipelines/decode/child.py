@@ -124,6 +124,9 @@ def _answer(request: dict[str, Any], answers: _Answers, trust: "Trust") -> None:
     except MemoryError:
         answers.send({"kind": "out_of_memory"})
         raise SystemExit(1) from None
+    except Exception as error:  # ours or a library's; it must cost this file only
+        about = {"stage": request["operation"], "decoder": None, "exception": type(error).__name__}
+        answers.send({"kind": "error", "message": f"unexpected: {error}"[:300], **about})
 
 
 def _sha256(path: Path, answers: _Answers) -> str:
@@ -137,11 +140,11 @@ def _sha256(path: Path, answers: _Answers) -> str:
 def _scan(path: Path, request: dict[str, Any], answers: _Answers) -> dict[str, Any]:
     from pipelines.decode.decoders import sequential
     from pipelines.decode.probe import probe_video
-    from pipelines.selection.scan import ScanSettings, scan_frames
+    from pipelines.selection.scan import scan_frames, settings_from_json
 
-    probe = probe_video(path)
+    probe = probe_video(path, answers.watched)
     frames = answers.watched(sequential(path, probe, decoder=request["decoder"]))
-    scan = scan_frames(frames, probe, ScanSettings.from_json(request["settings"]))
+    scan = scan_frames(frames, probe, settings_from_json(request["settings"]))
     about = {"container": probe.container, "codec": probe.codec, "decoder": request["decoder"]}
     return {"scan": scan.to_json(), "probe": about}
 

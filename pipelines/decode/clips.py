@@ -88,7 +88,9 @@ def read_clips(
         DecodeError: the file is not the scanned one, or cannot be decoded as it was.
     """
     wanted = [WantedClip(**clip) for clip in request["clips"]]
-    probe = probe_video(path)
+    if not wanted:
+        return
+    probe = probe_video(path, watch)
     done = 0
     for way in _ways(probe, wanted, request["backend"], trust):
         try:
@@ -160,10 +162,15 @@ def _read(
     if not way.random_access:
         yield from _gather(watch(sequential(path, probe, decoder=way.decoder)), wanted)
         return
+    assert probe.times_s is not None
     decoder: Decoder = DECODERS[way.decoder]
     for clip in wanted:
         numbers = sorted(set(clip.frames))
-        yield from _gather(watch(decoder.frames_at(path, probe, numbers)), [clip])
+        times = [probe.times_s[number] for number in numbers if number < len(probe.times_s)]
+        if len(times) < len(numbers):
+            raise _WrongFramesError
+        found = decoder.frames_at(path, probe, numbers, times_s=times)
+        yield from _gather(watch(found), [clip])
 
 
 def _gather(frames: Iterator[SourceFrame], wanted: Sequence[WantedClip]) -> Iterator[Frame]:

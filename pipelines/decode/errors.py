@@ -16,13 +16,24 @@ _LONGEST_MESSAGE = 300
 
 
 class DecodeError(DataError):
-    """A video that was refused, with the stage and the decoder that refused it."""
+    """A video that was refused: by which stage and decoder, after how many attempts."""
 
-    def __init__(self, message: str, *, stage: str, decoder: str | None, exception: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: str,
+        decoder: str | None,
+        exception: str,
+        sha256: str | None = None,
+        attempts: int = 1,
+    ) -> None:
         super().__init__(message)
         self.stage = stage
         self.decoder = decoder
         self.exception = exception
+        self.sha256 = sha256
+        self.attempts = attempts
 
 
 @contextmanager
@@ -53,14 +64,14 @@ def as_refusal(error: BaseException, *, stage: str, decoder: str) -> DecodeError
     )
 
 
-def quarantine_record(item: dict[str, str], error: DecodeError) -> QuarantineRecord:
-    """Say why a file was refused."""
+def quarantine_record(name: str, error: DecodeError) -> QuarantineRecord:
+    """Say why the video called ``name`` was refused."""
     return QuarantineRecord(
-        path=item["path"],
-        sha256=item["sha256"],
+        path=name,
+        sha256=error.sha256,
         stage=error.stage,
         decoder=error.decoder,
         exception=error.exception,
         message=str(error),
-        attempts=1,
+        attempts=error.attempts,
     )

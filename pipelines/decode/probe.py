@@ -6,6 +6,7 @@ which decoder is right for the file, where its key frames are, and how many fram
 
 import itertools
 import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,18 @@ class VideoProbe:
     """Presentation times of the key frames in seconds, ascending."""
 
 
-def probe_video(path: Path) -> VideoProbe:
+def probe_video(path: Path, watch: Callable[[Iterator[Any]], Iterator[Any]] = iter) -> VideoProbe:
     """Read container, codec, frame times and size.
+
+    Args:
+        path: video file.
+        watch: passes the packets on and may tell others that it goes on.
 
     Raises:
         DecodeError: the file cannot be opened, was cut off, has no video, or an absurd size.
     """
     with refusals(stage="probe", decoder="pyav"), open_video(path) as (container, stream):
-        packets = _read_packets(container, stream)
+        packets = _read_packets(watch(container.demux(stream)))
         container_name = container.format.name
         codec = stream.codec_context.codec.canonical_name
         pixel_format = stream.codec_context.pix_fmt or "unknown"
@@ -91,9 +96,9 @@ class _Packets:
         self.num_shown = self.num_hidden = self.num_timeless = 0
 
 
-def _read_packets(container: Any, stream: Any) -> _Packets:
+def _read_packets(packets: Iterator[Any]) -> _Packets:
     found = _Packets()
-    for packet in container.demux(stream):
+    for packet in packets:
         if not packet.size:
             continue
         if packet.is_corrupt:

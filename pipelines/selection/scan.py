@@ -13,6 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from cil.errors import DataError
 from cil.metrics.motion import NO_MOTION
@@ -24,7 +25,7 @@ from pipelines.selection.measures import FrameMeasures, FrameMeter, clip_scores
 from pipelines.selection.shots import with_cuts
 from pipelines.selection.windows import WindowCutter
 
-__all__ = ["ScanSettings", "scan_frames"]
+__all__ = ["ScanSettings", "scan_frames", "settings_from_json"]
 
 _TIME_TOLERANCE_S = 1e-4
 _LONGEST_FRAME_S = 60.0
@@ -43,6 +44,17 @@ class ScanSettings:
     """Frames from the start of a clip to the start of the next; None takes the clip's length."""
     shot_threshold: float | None = 27.0
     """Change between frames that makes a cut, 0 to 255; None takes the video for one shot."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        names = [bucket.name for bucket in self.buckets]
+        return {**dataclasses.asdict(self), "buckets": names}
+
+
+def settings_from_json(raw: dict[str, Any]) -> ScanSettings:
+    """Build the settings from what `ScanSettings.to_json` returned."""
+    buckets = tuple(Bucket.parse(name) for name in raw["buckets"])
+    return ScanSettings(**{**raw, "buckets": buckets})
 
 
 def scan_frames(

@@ -188,7 +188,7 @@ class AutoencoderKLFirstStage:
             (F, H, W, 3) uint8 RGB on the CPU.
 
         Raises:
-            DataError: another shape, or a value that is not finite.
+            DataError: another shape, or a value that is not finite, given or made.
         """
         check_shape("latents", latents, "F C h w", C=self.latent_channels)
         if latents.numel() == 0 or not bool(latents.isfinite().all()):
@@ -254,6 +254,11 @@ class AutoencoderKLFirstStage:
         latents = latents.to(device=self._device, dtype=self._dtype)
         temporal = {"num_frames": len(latents)} if self._is_temporal else {}
         pixels: Tensor = self._decoder.decode(latents, **temporal).sample
+        if not bool(pixels.isfinite().all()):
+            raise DataError(
+                f"the first stage made pixels that are not finite, in {self.options.dtype}; check "
+                "the size of the latents, which must not be scaled"
+            )
         levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255)
         return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

@@ -403,6 +403,10 @@ def test_latents_that_are_not_finite_stop_the_run(folders, frames, tmp_path):
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(DataError, match="latents that are not finite, in float32"):
         load_first_stage(folder).encode(frames)
+    tensors["decoder.conv_out.bias"][0] = float("nan")
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(DataError, match="pixels that are not finite"):
+        load_first_stage(folder).decode(torch.zeros(1, 6, 8, 8))
 
 
 @pytest.mark.gpu

@@ -50,6 +50,7 @@ def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
     [
         "import cil; cil.TimeNoise.preset('mild')",
         "import cil.models; assert 'tiny' in cil.models.families()",
+        "import cil.models.autoencoder_kl, cil.models.condition_encoders",
         "import kernels; assert 'torch' not in sys.modules",
     ],
 )

@@ -23,7 +23,7 @@ from cil.models.tiny_config import TinyConfig
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
 from pipelines.selection.bucket import Bucket
-from pipelines.selection.config import SelectionConfig
+from pipelines.selection.config import SelectionConfig, contradictions
 
 __all__ = [
     "ClusterConfig",
@@ -115,7 +115,7 @@ class EncodeConfig:
     sample each time; the mean alone (std 0); or one sample, drawn from the run's seed (std 0)."""
     latents_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the stored posterior mean and std."""
-    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of a VAE and of the encoders of conditions."""
     frames_per_chunk: Count = 8
     """Frames that a VAE encodes at once; part of what decides the bytes."""
@@ -146,8 +146,14 @@ class ConditionConfig:
     `image_encoder`); None stores zero tokens."""
     image_tokens: Literal["pooled", "hidden"] = "pooled"
     """One projected token, as SVD takes it, or all tokens of the encoder."""
+    image_layer: Literal["last", "penultimate"] = "last"
+    """Layer that all tokens are taken from."""
     text_encoder: str | None = None
-    """Folder of a text encoder with its tokenizer; None stores no text."""
+    """Folder of a CLIP or T5 text encoder with its tokenizer; None stores no text."""
+    text_layer: Literal["last", "penultimate"] = "last"
+    """Layer that the text's tokens are taken from."""
+    text_length: Annotated[int, Ge(2)] | None = None
+    """Tokens that a caption is padded or cut to; None takes the encoder's own length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,6 +345,8 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
                     f"{where} must be a multiple of first_stage.patch_size = {stage.patch_size}, "
                     f"got {size}"
                 )
+    for mistake in contradictions(config.select):
+        yield f"select.{mistake}"
     if len(set(buckets)) < len(buckets):
         yield f"data.buckets must differ from each other, got {', '.join(data.buckets)}"
     if stage.latent_channels > 3 * stage.patch_size**2:

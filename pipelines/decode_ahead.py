@@ -79,16 +79,18 @@ class DecodeAhead:
     """A few decoders that work ahead of one reader."""
 
     def __init__(self, config: DecodeConfig, num_decoders: int) -> None:
-        self._todo: queue.Queue[_Reading] = queue.Queue()
+        self._todo: queue.Queue[_Reading | None] = queue.Queue()
         self._num_decoders = num_decoders
-        # Threads for the life of the process: a decoder dies with the thread that started it.
+        # Threads that live as long as this object: a decoder dies with the thread that started it.
         for number in range(num_decoders):
             threading.Thread(
-                target=self._work,
-                args=(DecoderProcess(config),),
-                name=f"decoder-{number}",
-                daemon=True,
+                target=_work, args=(config, self._todo), name=f"decoder-{number}", daemon=True
             ).start()
+
+    def __del__(self) -> None:
+        """End the threads and their decoders."""
+        for _ in range(self._num_decoders):
+            self._todo.put(None)
 
     def read(
         self, videos: Sequence[PlannedVideo]
@@ -111,11 +113,12 @@ class DecodeAhead:
             for reading in readings:
                 reading.abandoned.set()
 
-    def _work(self, decoder: DecoderProcess) -> None:
-        while True:
-            reading = self._todo.get()
+
+def _work(config: DecodeConfig, todo: "queue.Queue[_Reading | None]") -> None:
+    with DecoderProcess(config) as decoder:
+        while (reading := todo.get()) is not None:
             try:
-                self._decode(decoder, reading)
+                _decode(decoder, reading)
             except DecodeError as error:
                 reading.put(error)
             except Exception as error:
@@ -123,23 +126,23 @@ class DecodeAhead:
             else:
                 reading.put(None)
 
-    @staticmethod
-    def _decode(decoder: DecoderProcess, reading: _Reading) -> None:
-        video = reading.video
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            local_file(video.place, Path(scratch)) as path,
-        ):
-            clips = decoder.clips(
-                path,
-                video.wanted,
-                scan_decoder=video.planned["decoder"],
-                sha256=video.planned["sha256"],
-            )
-            for clip in clips:
-                reading.put(clip)
-                if reading.abandoned.is_set():
-                    return
+
+def _decode(decoder: DecoderProcess, reading: _Reading) -> None:
+    video = reading.video
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        local_file(video.place, Path(scratch)) as path,
+    ):
+        clips = decoder.clips(
+            path,
+            video.wanted,
+            scan_decoder=video.planned["decoder"],
+            sha256=video.planned["sha256"],
+        )
+        for clip in clips:
+            reading.put(clip)
+            if reading.abandoned.is_set():
+                return
 
 
 def _unreadable(video: PlannedVideo, error: Exception) -> DecodeError:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cil.models.autoencoder_kl import FirstStageOptions
-from cil.models.condition_encoders import ImageEncoder, TextEncoder
 from torch import Tensor
 
 from cil.models import FirstStage, load_first_stage
+from cil.models.condition_encoders import ImageEncoder, TextEncoder
+from cil.models.first_stage import FirstStageOptions, takes_no_options
 from pipelines.config import ConditionConfig, EncodeConfig, RunConfig
 
 __all__ = ["ConditionEncoders", "compute_device", "condition_identity", "first_stage_for_encoding"]
@@ -26,9 +26,11 @@ def first_stage_for_encoding(folder: str | Path, config: EncodeConfig) -> FirstS
     Raises:
         DataError: no such folder, or a damaged one.
     """
+    if takes_no_options(folder):
+        return load_first_stage(folder)
     options = FirstStageOptions(
         device=compute_device(config),
-        compute_dtype=config.compute_dtype,
+        dtype=config.compute_dtype,
         frames_per_chunk=config.frames_per_chunk,
         tile_size=config.tile_size,
     )
@@ -57,19 +59,24 @@ class ConditionEncoders:
             encode: device and arithmetic.
             token_width: D of the zero token that is stored without an image encoder.
         """
-        device, dtype = compute_device(encode), getattr(torch, encode.compute_dtype)
+        device, dtype = compute_device(encode), encode.compute_dtype
         self._width = token_width
         self._image = self._text = None
         if config.image_encoder is not None:
             self._image = ImageEncoder.from_folder(
                 Path(config.image_encoder),
                 tokens=config.image_tokens,
+                layer=config.image_layer,
                 device=device,
-                compute_dtype=dtype,
+                dtype=dtype,
             )
         if config.text_encoder is not None:
             self._text = TextEncoder.from_folder(
-                Path(config.text_encoder), device=device, compute_dtype=dtype
+                Path(config.text_encoder),
+                max_length=config.text_length,
+                layer=config.text_layer,
+                device=device,
+                dtype=dtype,
             )
 
     def identity(self) -> dict[str, Any]:
@@ -90,4 +97,4 @@ class ConditionEncoders:
         image = self._image.encode(frame) if self._image else torch.zeros(1, self._width)
         if self._text is None:
             return {"image_embeds": image}
-        return {"image_embeds": image, "text_embeds": self._text.encode(caption).embeds}
+        return {"image_embeds": image, "text_embeds": self._text.encode(caption).tokens}

@@ -28,9 +28,9 @@ from pipelines.ray_map import map_rows
 from pipelines.records import QuarantineRecord
 from pipelines.scan import decoder_of
 from pipelines.selection.bucket import Bucket
+from pipelines.shards import FIRST_STAGE_NAME
 from pipelines.source_state import SourceState, places
 from pipelines.sources import local_file
-from pipelines.shards import FIRST_STAGE_NAME
 from pipelines.store import Store
 
 __all__ = ["NoClipsError", "ensure_first_stage", "moments_of_video"]

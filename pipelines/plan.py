@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -182,9 +181,7 @@ def _report(
         if record.refused
     )
     too_short = sum(1 for video in videos.values() if video.scan and video.scan["reason"])
-    specs = extend_plan(
-        (), videos, selection.kept, videos_per_shard=config.encode.videos_per_shard
-    )
+    specs = extend_plan((), videos, selection.kept, videos_per_shard=config.encode.videos_per_shard)
     num_bytes = sum(_clip_bytes(config, bucket) * count for bucket, count in kept.items())
     clips = sum(kept.values())
     workers = config.encode.num_workers

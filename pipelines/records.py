@@ -105,7 +105,7 @@ class ClipRecord(_Record):
     """Library that scanned the video; its frames are the ones that count."""
     scores: dict[str, Any]
     """`ClipScores`: motion, light, consistency, perceptual hash."""
-    fps_id: int
+    fps_id: float
     """SVD's micro-condition for the frame rate."""
     motion_bucket_id: int
     """SVD's micro-condition for the amount of motion, 0 to 255, from the motion score."""

@@ -225,4 +225,3 @@ def scan_one(video: SourceVideo, decoder: DecoderProcess, settings: dict[str, An
 def decoder_of(config: DecodeConfig) -> DecoderProcess:
     """Return the decoder of this worker process."""
     return DecoderProcess(config)
-

@@ -50,10 +50,10 @@ from pipelines.store import Location, Store, open_store, read_json, write_json
 __all__ = [
     "CONDITION_SUFFIX",
     "FIRST_STAGE_NAME",
-    "RECORD_SUFFIX",
-    "THUMBNAIL_SUFFIX",
     "LATENTS_SUFFIX",
     "MANIFEST_NAME",
+    "RECORD_SUFFIX",
+    "THUMBNAIL_SUFFIX",
     "EncodedClip",
     "LatentClip",
     "NewerFormatError",

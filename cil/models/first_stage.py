@@ -10,7 +10,7 @@ from cil.models.base import FirstStage
 from cil.models.pretrained import check_dtype
 from cil.models.storage import read_json
 
-__all__ = ["FirstStageOptions", "load_first_stage"]
+__all__ = ["FirstStageOptions", "load_first_stage", "takes_no_options"]
 
 _PATCH_PCA = ("cil.models.patch_pca", "PatchPCA")
 _AUTOENCODER_KL = ("cil.models.autoencoder_kl", "AutoencoderKLFirstStage")
@@ -95,3 +95,13 @@ def load_first_stage(path: str | Path, *, options: FirstStageOptions | None = No
 def _class(where: tuple[str, str]) -> Any:
     """Import a class by its module and name."""
     return getattr(importlib.import_module(where[0]), where[1])
+
+
+def takes_no_options(path: str | Path) -> bool:
+    """Tell whether a first-stage folder is of a kind that computes in one way only.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    described = Path(path) / "first_stage.json"
+    return described.is_file() and read_json(described).get("kind") not in _WITH_OPTIONS

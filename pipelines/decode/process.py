@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pipelines.decode.errors import DecodeError
 
 from pipelines.decode.child import HEADER
 from pipelines.decode.clips import ReadClip, WantedClip
 from pipelines.decode.config import DecodeConfig
+from pipelines.decode.errors import DecodeError
 
 __all__ = ["DecoderProcess", "Scanned"]
 

@@ -13,7 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cil.errors import DataError
 from cil.metrics.motion import NO_MOTION

@@ -21,8 +21,8 @@ class S3:
         return f"s3://{self.bucket}/{key}" if key else f"s3://{self.bucket}"
 
     def put(self, key, content=b""):
-        """Write an object."""
-        self.client.put_object(Bucket=self.bucket, Key=key, Body=content)
+        """Write an object that may also be read without credentials."""
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=content, ACL="public-read")
 
     def get(self, key):
         """Read an object."""

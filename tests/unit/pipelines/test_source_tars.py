@@ -230,9 +230,14 @@ def test_a_tar_that_changed_after_the_listing_is_not_read(tmp_path, scratch):
 def test_the_copy_is_removed_when_the_work_on_it_fails(tmp_path, scratch):
     (tmp_path / "a.tar").write_bytes(GOOD)
     video = listed(tmp_path).videos[1]
-    with pytest.raises(ZeroDivisionError), local_file(video, scratch) as path:
-        assert path.read_bytes() == b"\x02" * 1000
-        raise ZeroDivisionError
+
+    def work():
+        with local_file(video, scratch) as path:
+            assert path.read_bytes() == b"\x02" * 1000
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert os.listdir(scratch) == []
 
 

@@ -156,9 +156,12 @@ def _parse_url(source: str) -> _Source:
     place = RemotePlace(source)
     if place.is_folder():
         return _Source(text=source, place=place, folder=source, files=(), pattern=None)
-    if not known and suffix:
-        return _missing(source)
-    return _named_files(source, [source], _folder_of(source))
+    named = _named_files(source, [source], _folder_of(source))
+    try:
+        named.place.find(named.files[0])
+    except UnusableFileError as error:
+        raise ConfigError(f"data.videos: {named.shown} cannot be used: {error.message}") from error
+    return named
 
 
 def _parse_pattern(source: str) -> _Source | None:

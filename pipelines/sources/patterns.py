@@ -13,7 +13,7 @@ __all__ = ["MAX_BRACE_NAMES", "Pattern", "State", "expand_braces", "fixed_folder
 
 MAX_BRACE_NAMES = 1_000_000
 
-_BRACES = re.compile(r"\{([^{}]*(?:,[^{}]*)+|-?\d+\.\.-?\d+)\}")
+_BRACES = re.compile(r"\{([^{},]*(?:,[^{},]*)+|-?\d+\.\.-?\d+)\}")
 
 
 def has_wildcards(text: str) -> bool:

@@ -172,7 +172,7 @@ class LocalPlace:
                 raise UnusableFileError("NotAFile", "not a regular file")
             os.close(os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except ValueError as error:  # a zero byte in the path
-            raise UnusableFileError("ValueError", str(error)) from error
+            raise UnusableFileError(type(error).__name__, printable(str(error))) from error
         except OSError as error:
             raise _unusable(error) from error
         return FoundFile(

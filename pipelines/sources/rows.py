@@ -6,7 +6,8 @@ text alone, also if they are absolute. Web and store addresses are taken as they
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import IO
 
@@ -87,9 +88,14 @@ def check_table(place: Place, path: str, suffix: str, options: SourceOptions) ->
     Raises:
         ConfigError: it does not, or it has no rows.
     """
-    with _open(place, path) as file:
-        if next(_rows(file, place.shown(path), suffix, options), None) is None:
-            raise ConfigError(f"data.videos: {place.shown(path)} has no rows")
+    shown = place.shown(path)
+    with _open(place, path) as file, closing(_rows(file, shown, suffix, options)) as rows:
+        problem = ""
+        for row in rows:
+            if row.problem is None:
+                return
+            problem = problem or f" that can be read; line {row.line}: {row.problem.message}"
+    raise ConfigError(f"data.videos: {shown} has no rows{problem}")
 
 
 def read_table(
@@ -115,8 +121,8 @@ def read_table(
     refused: list[QuarantineRecord] = []
     lines: dict[str, int] = {}
     table = printable(posixpath.basename(path))
-    with _open(place, path) as file:
-        rows = _rows(file, place.shown(path), suffix, options)
+    shown = place.shown(path)
+    with _open(place, path) as file, closing(_rows(file, shown, suffix, options)) as rows:
         while part := list(islice(rows, _NUM_ROWS_AT_ONCE)):
             for row, found in _resolve(part, places):
                 written = name_of_url(row.path) if is_url(row.path) else printable(row.path)
@@ -157,7 +163,9 @@ def _open(place: Place, path: str) -> IO[bytes]:
         raise ConfigError(f"data.videos: {place.shown(path)}: {error.message}") from error
 
 
-def _rows(file: IO[bytes], table: str, suffix: str, options: SourceOptions) -> Iterator[Row]:
+def _rows(
+    file: IO[bytes], table: str, suffix: str, options: SourceOptions
+) -> Generator[Row, None, None]:
     with remote_errors(ConfigError, f"data.videos: cannot read {table}"):
         yield from read_rows(file, suffix, options, table)
 

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -140,9 +141,13 @@ def read_rows(file: IO[bytes], suffix: str, options: SourceOptions, table: str) 
 def _read_csv(
     file: IO[bytes], options: SourceOptions, table: str, *, delimiter: str
 ) -> Iterator[Row]:
-    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    csv.field_size_limit(_MAX_FIELD_CHARACTERS)
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    with _as_text(file, newline="") as text:
+        csv.field_size_limit(_MAX_FIELD_CHARACTERS)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        yield from _csv_rows(reader, options, table)
+
+
+def _csv_rows(reader: Any, options: SourceOptions, table: str) -> Iterator[Row]:
     try:
         header = next(reader, None)
     except csv.Error as error:
@@ -166,8 +171,22 @@ def _read_csv(
             yield _malformed(first_line, f"{len(fields)} fields, the first line has {len(names)}")
 
 
+@contextmanager
+def _as_text(file: IO[bytes], newline: str) -> Iterator[IO[str]]:
+    """Read a file as text; it stays open."""
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
+    try:
+        yield text
+    finally:
+        text.detach()
+
+
 def _read_jsonl(file: IO[bytes], options: SourceOptions, table: str) -> Iterator[Row]:
-    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="\n")
+    with _as_text(file, newline="\n") as text:
+        yield from _jsonl_rows(text, options, table)
+
+
+def _jsonl_rows(text: IO[str], options: SourceOptions, table: str) -> Iterator[Row]:
     columns = None
     line = 0
     while part := text.readline(_MAX_LINE_CHARACTERS):

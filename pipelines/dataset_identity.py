@@ -82,6 +82,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def clip_hash(identity: dict[str, Any]) -> str:
+    """Hash what decides the bytes of a clip: not how clips are chosen or put into shards."""
     settings = identity["settings"]
     names = ("clips", "posterior", "seed", "latents_dtype", "condition")
     about = {name: settings[name] for name in names}

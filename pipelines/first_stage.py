@@ -65,7 +65,7 @@ def ensure_first_stage(config: RunConfig, store: Store, source: SourceState) -> 
         raise NoClipsError(source.refused, len(source.selection.dropped))
     with tempfile.TemporaryDirectory() as scratch:
         if not store.exists(f"{FIRST_STAGE_NAME}/first_stage.json"):
-            made = Path(scratch) / "made"
+            made = Path(scratch) / "made"  # the store moves or copies it
             if config.first_stage.path is not None:
                 load_first_stage(config.first_stage.path).save(made)
             else:

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 INVENTORY_NAME = "inventory.jsonl"
-_PARTS = "scan/"
+_PARTS = "scan"
 _GROUPS_PER_WORKER = 32
 _LARGEST_GROUP = 64
 _SCAN_VERSION = 1
@@ -159,7 +159,7 @@ def _scan_new(
         for row in results:
             lines = str(row["records"])
             content = f"{header}\n{lines}\n".encode()
-            store.write(f"{_PARTS}{content_hash(lines)[:32]}.jsonl", content)
+            store.write(f"{_PARTS}/{content_hash(lines)[:32]}.jsonl", content)
             for line in lines.splitlines():
                 record = VideoRecord.from_json(json.loads(line))
                 refused += record.refused is not None

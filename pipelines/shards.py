@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import mmap
-import os
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +43,7 @@ from pipelines.records import (
     ShardSidecar,
     ShardSpec,
 )
-from pipelines.storage import sha256_of_file
+from pipelines.storage import sha256_of_file, temporary_beside
 from pipelines.store import Location, Store, open_store, read_json, write_json
 
 __all__ = [
@@ -164,8 +163,8 @@ def write_shard(
     moments = LatentMoments()
     keys: list[str] = []
     clips_of_input = {item["sha256"]: 0 for item in spec.inputs}
-    with store.scratch() as scratch:
-        temporary = scratch / f"{spec.name}.tar"
+    temporary = store.scratch() / temporary_beside(Path(f"{spec.name}.tar")).name
+    try:
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
             with webdataset.TarWriter(
@@ -176,11 +175,11 @@ def write_shard(
                     moments.update(clip.mean.double()[None], clip.std.double()[None])
                     keys.append(clip.record.key)
                     clips_of_input[clip.record.content_sha256] += 1
-            file.flush()
-            os.fsync(file.fileno())
         members = _member_offsets(temporary)
         if keys:
             store.put(temporary, tar_name(spec.name))
+    finally:
+        temporary.unlink(missing_ok=True)
     moments_bytes = save_tensors(moments.state_dict()) if keys else b""
     if keys:
         store.write(moments_name(spec.name), moments_bytes)
@@ -360,7 +359,7 @@ class ShardReader:
             DataError: there is no data set, or one of another format.
         """
         self._store = open_store(dataset)
-        self._cache = cache
+        self._cache = cache or Path(tempfile.gettempdir()) / "cil-cache"
         self.manifest = load_manifest(self._store)
         self.bucket = chosen_bucket(self.manifest, bucket)
         self._entries = [e for e in self.manifest.entries() if e.bucket == self.bucket]
@@ -384,8 +383,7 @@ class ShardReader:
 
     def first_stage(self) -> FirstStage:
         """Return the codec that the latents belong to."""
-        cache = self._cache or Path(tempfile.gettempdir())
-        return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, cache))
+        return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
 
     def __len__(self) -> int:
         """Number of clips."""

@@ -1,4 +1,4 @@
-"""The source as it is now: its videos scanned, copies dropped, clips chosen, and what was refused."""
+"""The source as it is: videos scanned, copies dropped, clips chosen, and what was refused."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def choose(
         for item in spec.inputs:
             starts = [clip["start_s"] for clip in item["clips"]]
             there.setdefault(item["sha256"], []).extend(starts)
-    scans = {sha256: VideoScan.from_json(video.scan) for sha256, video in videos.items()}
+    scans = {sha: VideoScan.from_json(v.scan) for sha, v in videos.items() if v.scan is not None}
     return select(scans, config.select, settled=there)
 
 
@@ -125,6 +125,7 @@ def places(source: SourceState) -> dict[str, SourceVideo]:
 
 
 def planned(store: Store) -> list[ShardSpec]:
+    """Return the shards of the data set's plan; none if there is no plan."""
     if not store.exists(PLAN_NAME):
         return []
     return [ShardSpec.from_json(item) for item in read_json(store, PLAN_NAME)["shards"]]

@@ -11,12 +11,13 @@ a worker can make it again; it can also be pickled.
 import atexit
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -25,7 +26,15 @@ from cil.errors import ConfigError, DataError
 from pipelines import storage
 from pipelines.remote import is_url, object_version, open_url, remote_errors, scheme_of, shown_url
 
-__all__ = ["LocalStore", "RemoteStore", "Store", "open_store"]
+__all__ = [
+    "LocalStore",
+    "Location",
+    "RemoteStore",
+    "Store",
+    "open_store",
+    "read_json",
+    "write_json",
+]
 
 _PROBE = ".writable.{}.tmp"
 _TEMPORARY = re.compile(r"(^|/)\.[^/]*\.tmp(/|$)")
@@ -95,8 +104,16 @@ class Store(Protocol):
         """
         ...
 
+    def local_folder(self, name: str, cache: Path) -> Path:
+        """Return a local folder with the content of all files below ``name``; see `local`."""
+        ...
+
     def scratch(self) -> Path:
         """Return an existing local folder for files that will be `put`."""
+        ...
+
+    def remove_temporaries(self) -> None:
+        """Delete what killed processes left half-written; nobody else may be writing."""
         ...
 
     def check_writable(self, setting: str) -> None:
@@ -111,16 +128,24 @@ class Store(Protocol):
         ...
 
 
-def open_store(location: str, *, setting: str = "output.dir") -> Store:
+Location = Store | Path | str
+"""What `open_store` takes."""
+
+
+def open_store(location: Location, *, setting: str = "output.dataset") -> Store:
     """Open a store; nothing is read or written yet, see `Store.check_writable`.
 
     Args:
-        location: a local folder, which need not exist, or a URL such as s3://bucket/prefix.
+        location: a local folder, which need not exist, or a URL such as s3://bucket/prefix; a
+            store is returned as it is.
         setting: where the location comes from, for the message.
 
     Raises:
         ConfigError: the location cannot be right.
     """
+    if not isinstance(location, str | Path):
+        return location
+    location = str(location)
     if not location:
         raise ConfigError(f"{setting} is not set; give a folder or a URL such as s3://bucket/run")
     if is_url(location):
@@ -132,6 +157,26 @@ def open_store(location: str, *, setting: str = "output.dir") -> Store:
         open_url(location, setting)
         return RemoteStore(location.rstrip("/"))
     return LocalStore(location.partition("://")[2] if scheme_of(location) else location)
+
+
+def read_json(store: Store, name: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: it is missing, or holds something else.
+    """
+    try:
+        return json.loads(store.read(name))
+    except ValueError as error:
+        raise DataError(
+            f"{store.url(name)} is damaged, it is not JSON: {error}; delete it"
+        ) from error
+
+
+def write_json(store: Store, name: str, value: Any) -> None:
+    """Write plain data as indented JSON with sorted keys, whole or not at all."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    store.write(name, (text + "\n").encode())
 
 
 def _checked(name: str) -> str:
@@ -253,6 +298,19 @@ class LocalStore:
         if not path.is_file():
             raise DataError(f"{path} does not exist; run the stage that writes it")
         return path
+
+    def local_folder(self, name: str, cache: Path) -> Path:
+        """Return the folder itself."""
+        path = self._path(name)
+        if not path.is_dir():
+            raise DataError(f"{path} does not exist; run the stage that writes it")
+        return path
+
+    def remove_temporaries(self) -> None:
+        """Delete what killed processes left half-written."""
+        root = Path(self.location)
+        for folder in (root, *(path for path in root.glob("*") if path.is_dir())):
+            storage.remove_temporaries(folder)
 
     def scratch(self) -> Path:
         """Return the folder itself, so that `put` is a rename."""
@@ -390,6 +448,29 @@ class RemoteStore:
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
+
+    def local_folder(self, name: str, cache: Path) -> Path:
+        """Return a copy of a folder of few files, downloaded where the cache has not got it."""
+        names = self.list(name)
+        if not names:
+            raise DataError(f"{self.url(name)} does not exist; run the stage that writes it")
+        parts = {part: self.local(part, cache) for part in names}
+        state = "\0".join(str(path) for path in parts.values())
+        folder = cache / hashlib.sha256(state.encode()).hexdigest()[:32]
+        if not folder.is_dir():
+            cache.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=cache))
+            for part, path in parts.items():
+                target = temporary / part.removeprefix(f"{name}/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            with suppress(OSError):  # another process was faster
+                os.rename(temporary, folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+    def remove_temporaries(self) -> None:
+        """Do nothing: an object appears when it is whole."""
 
     def scratch(self) -> Path:
         """Return a temporary folder of this process, which ends with it."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from safetensors.torch import load as load_tensors
 
 from cil.errors import CilError, DataError
 from cil.models import load_first_stage
@@ -28,7 +29,6 @@ from pipelines.shards import (
     RECORD_SUFFIX,
     THUMBNAIL_SUFFIX,
     load_manifest,
-    load_tensors,
     read_moments,
     read_sidecar,
     sidecar_name,
@@ -85,7 +85,7 @@ def verify(location: str, cache: Path) -> RunReport:
 
 def faults_of_dataset(store: Store, manifest: Manifest, cache: Path) -> list[Fault]:
     """Return everything that is wrong with a data set, by file."""
-    faults = list(_manifest_faults(store, manifest))
+    faults = list(_manifest_faults(store, manifest, cache))
     entries = manifest.entries()
 
     def check(entry: ShardEntry) -> list[Fault]:
@@ -104,7 +104,7 @@ def faults_of_dataset(store: Store, manifest: Manifest, cache: Path) -> list[Fau
     return faults
 
 
-def _manifest_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
+def _manifest_faults(store: Store, manifest: Manifest, cache: Path) -> Iterator[Fault]:
     place = "manifest.json"
     if content_hash(manifest.identity) != manifest.identity_hash:
         yield Fault(place=place, message="the identity is not what its hash says")
@@ -119,11 +119,11 @@ def _manifest_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
             message=f"the shards have {counted} clips, the total is {manifest.totals['clips']}",
         )
     listed = {name for entry in entries for name in (tar_name(entry.name),)}
-    for name in store.list("shards/"):
+    for name in store.list("shards"):
         if name.endswith(".tar") and name not in listed:
             yield Fault(place=name, message="the manifest does not list it")
     try:
-        first_stage = load_first_stage(store.local_folder(FIRST_STAGE_NAME, Path()))
+        first_stage = load_first_stage(store.local_folder(FIRST_STAGE_NAME, cache))
     except (DataError, OSError) as error:
         yield Fault(place=FIRST_STAGE_NAME, message=str(error))
         return

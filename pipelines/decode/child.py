@@ -109,7 +109,7 @@ def _answer(request: dict[str, Any], answers: _Answers, trust: "Trust") -> None:
             return
         for number, clip in enumerate(read_clips(path, request, trust, answers.watched)):
             header = {"kind": "clip", "number": number, "decoder": clip.decoder}
-            answers.send({**header, "shape": clip.frames.shape}, memoryview(clip.frames).cast("B"))
+            answers.send({**header, "shape": clip.frames.shape}, clip.frames.data.cast("B"))
         answers.send({"kind": "result"})
     except DecodeError as error:
         if error.exception == "MemoryError":

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.decode.decoders import DECODERS, Decoder, SourceFrame, sequential
+from pipelines.decode.decoders import DECODERS, Decoder, sequential
 from pipelines.decode.errors import DecodeError
-from pipelines.decode.frame import Frame, cover_and_crop
+from pipelines.decode.frame import Frame, SourceFrame, cover_and_crop
 from pipelines.decode.probe import VideoProbe, probe_video
 from pipelines.storage import sha256_of_file
 

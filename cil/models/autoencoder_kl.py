@@ -9,8 +9,8 @@ Reads ``AutoencoderKL`` (one image at a time, Stable Diffusion) and ``Autoencode
 Bytes: one call encodes one clip, cut into chunks of ``frames_per_chunk`` frames from its start, so
 what goes through the network together depends on the clip and the options alone. Equal clips give
 equal bytes on the same machine, device, libraries and number of threads. Other chunks change
-float32 latents by rounding only (up to 7.5e-7 measured at full size); a dtype or a tile size
-changes them visibly, so put the options beside the fingerprint wherever latents are named.
+float32 latents by rounding only (up to 6e-6 measured at full size, on values up to 0.8); a dtype or
+a tile size changes them visibly, so name the options beside the fingerprint of any latents.
 
 A folder that ``save`` wrote holds first_stage.json and vae/, which diffusers reads too.
 """

@@ -206,6 +206,16 @@ def test_fingerprint_names_weights_and_settings_not_the_place(folders, kind, tmp
     assert len({first, scaled.fingerprint(), load_first_stage(moved).fingerprint()}) == 3
 
 
+def test_settings_at_their_default_do_not_count_as_lists_or_tuples(tmp_path):
+    vae = AutoencoderKL(block_out_channels=(32,), latent_channels=4)
+    vae.save_pretrained(tmp_path)
+    assert isinstance(vae.config.down_block_types, tuple)
+    assert isinstance(json.loads((tmp_path / "config.json").read_text())["down_block_types"], list)
+    codec = load_first_stage(tmp_path)
+    assert codec.fingerprint() == AutoencoderKLFirstStage(vae).fingerprint()
+    assert codec.downsampling == 1
+
+
 def test_old_names_of_attention_weights_are_read(folders, frames, tmp_path):
     shutil.copytree(folders["image"], tmp_path / "old")
     renamed = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}

@@ -312,6 +312,18 @@ def test_text_fingerprint_names_weights_tokenizer_and_settings(root, tmp_path):
     assert len({encoder.fingerprint() for encoder in encoders}) == 5
 
 
+def test_a_tokenizer_saved_after_use_is_the_same(root, tmp_path):
+    folder = Path(shutil.copytree(root / "t5", tmp_path / "t5"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer("red", truncation=True, max_length=5, padding="max_length")
+    tokenizer.save_pretrained(folder)
+    assert json.loads((folder / "tokenizer.json").read_text())["truncation"]["max_length"] == 5
+    used, fresh = (TextEncoder.from_folder(f, max_length=9) for f in (folder, root / "t5"))
+    assert used.fingerprint() == fresh.fingerprint()
+    assert torch.equal(used.encode("a red kite").tokens, fresh.encode("a red kite").tokens)
+    assert used.encode("red " * 10).num_dropped == 2
+
+
 def test_shards_are_read_and_must_lie_in_the_folder(root, tmp_path):
     folder = tmp_path / "sharded"
     t5_text().save_pretrained(folder, max_shard_size="8KB")

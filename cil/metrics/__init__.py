@@ -1,4 +1,4 @@
-"""Measures of conditional image leakage, on tensors and without any weights."""
+"""Measures of conditional image leakage and of motion, without any weights."""
 
 from cil.metrics.leakage import (
     LeakageProbe,
@@ -8,11 +8,15 @@ from cil.metrics.leakage import (
     probe_leakage,
     reliance,
 )
+from cil.metrics.motion import MotionAccumulator, MotionScore, motion_score
 
 __all__ = [
     "LeakageProbe",
+    "MotionAccumulator",
+    "MotionScore",
     "condition_dominance",
     "frame_difference_ratio",
+    "motion_score",
     "motion_transfer_ratio",
     "probe_leakage",
     "reliance",

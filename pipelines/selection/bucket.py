@@ -20,7 +20,11 @@ _EQUAL = 9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """Clips of one shape."""
+    """Clips of one shape.
+
+    Raises:
+        ConfigError: a number is below 1.
+    """
 
     height: int
     """Height in pixels."""
@@ -28,6 +32,10 @@ class Bucket:
     """Width in pixels."""
     num_frames: int
     """Frames per clip."""
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.num_frames) < 1:
+            raise ConfigError(f"a bucket's numbers must be at least 1, got {self.name}")
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines.decode.frame import SourceFrame, cover_and_crop
 
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
 from cil.metrics.motion import motion_score
 from pipelines.selection import Bucket, ScanSettings, VideoScan, scan_frames
 from pipelines.selection.perceptual_hash import perceptual_hash
@@ -182,6 +182,22 @@ def test_no_frames_are_refused(videos):
     settings = ScanSettings(buckets=(Bucket.parse(BUCKET),), fps=8.0)
     with pytest.raises(DataError, match="no frame"):
         scan_frames(iter(()), probe, settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"buckets": ()}, "at least one bucket"),
+        ({"fps": 0.0}, "fps"),
+        ({"fps": float("nan")}, "fps"),
+        ({"clip_stride": 0}, "clip_stride"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        ScanSettings(**{"buckets": (Bucket.parse(BUCKET),), "fps": 8.0, **wrong})
+    with pytest.raises(ConfigError, match="at least 1, got 0x4x4"):
+        Bucket(height=0, width=4, num_frames=4)
 
 
 def test_a_scan_is_read_back_from_json(videos):

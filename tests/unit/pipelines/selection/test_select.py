@@ -225,6 +225,14 @@ def test_a_settled_video_gets_no_clips_that_it_did_not_have():
     assert starts(select(scans, SelectionConfig(score_only=True), settled={"a": []})) == {"a": []}
 
 
+def test_only_the_clips_that_a_settled_video_has_take_others_away():
+    scans = {"b": video(clip(0), clip(1)), "c": video(clip(0), clip(1))}
+    config = SelectionConfig(max_duplicate_distance=2)
+    found = select(scans, config, settled={"b": [1.0]})
+    assert starts(found) == {"b": [1.0], "c": [0.0]}
+    assert reasons(found) == {("b", 0.0): "settled", ("c", 1.0): "max_duplicate_distance"}
+
+
 def test_a_settled_clip_that_no_scan_finds_is_refused():
     with pytest.raises(DataError, match=r"video a at 0\.5 s"):
         select({"a": video(clip(0))}, SelectionConfig(), settled={"a": [0.5]})

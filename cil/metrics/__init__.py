@@ -12,10 +12,11 @@ if TYPE_CHECKING:
         probe_leakage,
         reliance,
     )
-    from cil.metrics.motion import MotionScore, motion_score
+    from cil.metrics.motion import MotionAccumulator, MotionScore, motion_score
 
 __all__ = [
     "LeakageProbe",
+    "MotionAccumulator",
     "MotionScore",
     "condition_dominance",
     "frame_difference_ratio",
@@ -25,7 +26,7 @@ __all__ = [
     "reliance",
 ]
 
-_OF_MOTION = ("MotionScore", "motion_score")
+_OF_MOTION = ("MotionAccumulator", "MotionScore", "motion_score")
 
 
 def __getattr__(name: str) -> Any:

@@ -181,15 +181,20 @@ class FlowMeter:
         home = cv2.remap(
             backwards, landing, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        squared = np.square(forwards).sum(axis=-1)
-        allowed = _TOLERANCE_SHARE * (squared + np.square(home).sum(axis=-1)) + _TOLERANCE_PX2
-        agrees = np.square(forwards + home).sum(axis=-1) <= allowed
+        squared = _squared_length(forwards)
+        allowed = _TOLERANCE_SHARE * (squared + _squared_length(home)) + _TOLERANCE_PX2
+        agrees = _squared_length(forwards + home) <= allowed
         magnitude = np.sqrt(squared)
         return Transition(
             magnitude=float(magnitude.mean(dtype=np.float64)),
             consistent=float((magnitude * agrees).mean(dtype=np.float64)),
             consistent_share=float(agrees.mean()),
         )
+
+
+def _squared_length(flow: Any) -> Any:
+    columns, rows = flow[..., 0], flow[..., 1]
+    return columns * columns + rows * rows
 
 
 class MotionAccumulator:

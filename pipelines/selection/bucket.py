@@ -20,7 +20,11 @@ _EQUAL = 9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """Clips of one shape."""
+    """Clips of one shape.
+
+    Raises:
+        ConfigError: a number is below 1.
+    """
 
     height: int
     """Height in pixels."""
@@ -28,6 +32,10 @@ class Bucket:
     """Width in pixels."""
     num_frames: int
     """Frames per clip."""
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.num_frames) < 1:
+            raise ConfigError(f"a bucket's numbers must be at least 1, got {self.name}")
 
     @property
     def name(self) -> str:
@@ -77,9 +85,9 @@ def choose(buckets: Iterable[Bucket], width: int, height: int) -> tuple[Bucket, 
     nearest = [size for size in sizes if distances[size] == min(distances.values())]
     covered = [size for size in nearest if size[0] <= height and size[1] <= width]
 
-    def area(size: tuple[int, int]) -> tuple[int, int]:
-        return size[0] * size[1], size[1]
-
-    best = max(covered, key=area) if covered else min(nearest, key=area)
+    if covered:
+        best = max(covered, key=lambda size: (size[0] * size[1], size[1]))
+    else:
+        best = min(nearest, key=lambda size: (size[0] * size[1], -size[1]))
     lengths = sorted((b.num_frames for b in given if (b.height, b.width) == best), reverse=True)
     return tuple(Bucket(height=best[0], width=best[1], num_frames=length) for length in lengths)

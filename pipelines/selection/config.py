@@ -48,7 +48,8 @@ class SelectionConfig:
     the motion score of a clip is doubtful."""
     max_duplicate_distance: Annotated[int, Ge(0), Le(10)] | None = None
     """Clips whose perceptual hashes differ in at most this many of 64 bits count as the same, and
-    the first is kept. 0 finds copies only; above 4, clips with little detail fall together."""
+    the first is kept; clips of one video too, so a scene that hardly changes keeps its first.
+    0 finds copies only; above 4, clips with little detail fall together."""
     max_clips_per_video: Count | None = None
     """Keep at most this many clips of one video."""
     clip_sampling: Literal["first", "spread", "random"] = "first"

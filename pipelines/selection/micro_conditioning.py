@@ -11,8 +11,9 @@ from cil.errors import DataError
 
 __all__ = ["ORDINARY_MOTION", "fps_id", "motion_bucket_id"]
 
-ORDINARY_MOTION = 4.0
-"""Motion in px/frame, at a short side of 256 pixels, that gets the id 127."""
+ORDINARY_MOTION = 2.0
+"""Motion in px/frame, at a short side of 256 pixels, that gets the id 127. The median of
+51 clips of eight test videos at 8 Hz is 1.6, their quartiles are 1 and 5."""
 _LARGEST = 254
 """Twice 127; the id of infinite motion."""
 
@@ -34,7 +35,7 @@ def fps_id(fps: float) -> float:
 def motion_bucket_id(motion: float) -> int:
     """Return what SVD is told of a clip's motion, 0 to 254.
 
-    254 m / (m + 4), rounded: 0 for a still clip, 127 at 4 px/frame, ever slower above.
+    254 m / (m + 2), rounded: 0 for a still clip, 127 at 2 px/frame, ever slower above.
 
     Args:
         motion: motion score of the clip in px/frame at a short side of 256 pixels.

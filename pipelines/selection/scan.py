@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
 from cil.metrics.motion import NO_MOTION
 from pipelines.decode import DecodeError, VideoProbe
 from pipelines.decode.frame import SourceFrame
@@ -34,7 +34,11 @@ _LONGEST_FRAME_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanSettings:
-    """What is looked for in a video."""
+    """What is looked for in a video.
+
+    Raises:
+        ConfigError: a number is out of its range, or there are no buckets.
+    """
 
     buckets: tuple[Bucket, ...]
     """Sizes and lengths of clips; the size that fits the video is used."""
@@ -44,6 +48,14 @@ class ScanSettings:
     """Frames from the start of a clip to the start of the next; None takes the clip's length."""
     shot_threshold: float | None = 27.0
     """Change between frames that makes a cut, 0 to 255; None takes the video for one shot."""
+
+    def __post_init__(self) -> None:
+        if not self.buckets:
+            raise ConfigError("at least one bucket is needed, got none")
+        if not 0 < self.fps < float("inf"):
+            raise ConfigError(f"fps must be finite and above 0, got {self.fps}")
+        if self.clip_stride is not None and self.clip_stride < 1:
+            raise ConfigError(f"clip_stride must be at least 1, got {self.clip_stride}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -131,7 +131,8 @@ def open_store(location: str, *, setting: str = "output.dir") -> Store:
             )
         open_url(location, setting)
         return RemoteStore(location.rstrip("/"))
-    return LocalStore(location.partition("://")[2] if scheme_of(location) else location)
+    folder = location.partition("://")[2] if scheme_of(location) else location
+    return LocalStore(os.path.abspath(folder))  # a worker may be in another folder
 
 
 def _checked(name: str) -> str:

@@ -182,6 +182,16 @@ def test_a_folder_is_listed_once_and_under_its_real_name(tmp_path):
     ]
 
 
+def test_of_two_links_to_one_folder_the_first_by_name_counts(tmp_path):
+    put(tmp_path, ["elsewhere/a.mp4"])
+    (tmp_path / "videos").mkdir()
+    for name in ("b", "a", "c"):
+        (tmp_path / "videos" / name).symlink_to(tmp_path / "elsewhere")
+    listing = listed(tmp_path / "videos")
+    assert names(listing) == ["a/a.mp4"]
+    assert reasons(listing) == [("b", "read", "Duplicate"), ("c", "read", "Duplicate")]
+
+
 # -- what cannot be read --------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ because URLs are written into reports.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from cil.errors import CilError, ConfigError
 from pipelines.config import redact_uri
@@ -29,6 +29,16 @@ OBJECT_STORES = frozenset(["abfs", "abfss", "az", "gcs", "gs", "s3", "s3a"])
 """Schemes whose URLs are scheme://bucket/key."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_UNREACHABLE = (
+    "ClientConnectorDNSError",
+    "ClientConnectorError",
+    "ConnectTimeoutError",
+    "ConnectionClosedError",
+    "EndpointConnectionError",
+    "FSTimeoutError",
+    "ReadTimeoutError",
+    "ServerDisconnectedError",
+)
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
@@ -105,7 +115,13 @@ def explain(error: BaseException) -> str:
     The text of an error may repeat the whole request, so addresses in it lose their queries.
     """
     name = type(error).__name__
+    cause = error.__cause__
+    if getattr(error, "status", None) in (401, 403):  # a web server's
+        error = PermissionError()
     if isinstance(error, FileNotFoundError):
+        # Of a web server, fsspec reports so whatever it met.
+        if getattr(cause, "status", None) in (401, 403) or type(cause).__name__ in _UNREACHABLE:
+            return explain(cast("BaseException", cause))
         return "it does not exist; check the bucket and the path"
     if isinstance(error, PermissionError):
         return "access is denied; check the credentials and what they may do"
@@ -113,15 +129,7 @@ def explain(error: BaseException) -> str:
         return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     text = re.sub(r"\?[^\s'\"]+", "?***", redact_uri(str(error)))
     text = " ".join(text.split())[:300]
-    if isinstance(error, ConnectionError | TimeoutError) or name in (
-        "ClientConnectorError",
-        "ConnectTimeoutError",
-        "ConnectionClosedError",
-        "EndpointConnectionError",
-        "ReadTimeoutError",
-        "ServerDisconnectedError",
-        "FSTimeoutError",
-    ):
+    if isinstance(error, ConnectionError | TimeoutError) or name in _UNREACHABLE:
         return (
             f"the server cannot be reached ({name}: {text}); check the network and the endpoint "
             "(for s3 AWS_ENDPOINT_URL)"

@@ -12,6 +12,7 @@ A source is one text: a folder, a pattern, a video, a table or a tar file, local
 import os
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from cil.errors import ConfigError
@@ -24,7 +25,7 @@ from pipelines.sources.place import Place, is_video
 from pipelines.sources.remote_place import RemotePlace
 from pipelines.sources.rows import check_table, place_of, read_table
 from pipelines.sources.tables import TABLE_SUFFIXES
-from pipelines.sources.tars import TAR_SUFFIX, check_tar, read_tar
+from pipelines.sources.tars import TAR_SUFFIX, TarContents, check_tar, read_tar
 from pipelines.sources.video import (
     VIDEO_SUFFIXES,
     Listing,
@@ -37,6 +38,7 @@ __all__ = ["check_source", "list_videos"]
 
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _MAX_PATTERNS = 1000
+_NUM_TARS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,16 +246,20 @@ def _list_files(source: _Source) -> tuple[list[SourceVideo], list[QuarantineReco
             videos.append(_plain_video(place, path, captions.get(path)))
         except UnusableFileError as error:
             refused.append(error.record(_name(place, path)))
-    for path in tars:
-        try:
-            contents = read_tar(place, path, name=_name(place, path))
-        except UnusableFileError as error:
-            refused.append(error.record(_name(place, path)))
-            continue
-        videos += contents.videos
-        refused += contents.refused
-        num_others += contents.num_other_files
+    with ThreadPoolExecutor(_NUM_TARS_AT_ONCE) as pool:  # a store makes wait for every header
+        for contents in pool.map(lambda path: _read_tar(place, path), tars):
+            videos += contents.videos
+            refused += contents.refused
+            num_others += contents.num_other_files
     return videos, refused, num_others
+
+
+def _read_tar(place: Place, path: str) -> TarContents:
+    name = _name(place, path)
+    try:
+        return read_tar(place, path, name=name)
+    except UnusableFileError as error:
+        return TarContents(refused=[error.record(name)])
 
 
 def _plain_video(place: Place, path: str, caption: str | None) -> SourceVideo:

@@ -30,6 +30,7 @@ class RemotePlace:
         self._files, path = open_url(url, "data.videos")
         self._root = path.rstrip("/")
         self._known: dict[str, dict[str, Any] | UnusableFileError] = {}
+        self._is_listed = False
         self.refused: list[QuarantineRecord] = []
 
     @property
@@ -58,14 +59,16 @@ class RemotePlace:
             )
         with remote_errors(ConfigError, f"data.videos: cannot list {self.shown()}"):
             found = self._files.find(self._root, detail=True)
-        for full in sorted(found):
-            info = found[full]
-            path = full.removeprefix(f"{self._root}/")
+        files = {
+            full.removeprefix(f"{self._root}/"): info
+            for full, info in found.items()
+            if info.get("type") == "file" and not full.endswith("/")
+        }
+        self._known.update(files)
+        self._is_listed = True
+        for path in sorted(files):
             hidden = any(part.startswith(".") for part in path.split("/"))
-            if hidden or path.endswith("/") or info.get("type") != "file":
-                continue
-            if pattern is None or pattern.matches(path):
-                self._known[path] = info
+            if not hidden and (pattern is None or pattern.matches(path)):
                 yield path
 
     def find(self, path: str) -> FoundFile:
@@ -84,6 +87,8 @@ class RemotePlace:
         )
 
     def _ask(self, path: str) -> dict[str, Any] | UnusableFileError:
+        if self._is_listed:
+            return UnusableFileError("FileNotFoundError", explain(FileNotFoundError()))
         try:
             info = cast("dict[str, Any]", self._files.info(self._full(path)))
         except Exception as error:  # whatever the library of that store raises

@@ -56,7 +56,7 @@ def write_video(path: Path, seed: int, *, size=(32, 32), num_frames=16, audio_on
 def enormous(content: bytes) -> bytes:
     """Let the header of an mp4 and its codec claim 65535 x 65535 pixels."""
     size = (32).to_bytes(2, "big")
-    place = content.index(b"avc1") + 4 + 24
+    place = content.index(b"avc1", content.index(b"moov")) + 4 + 24
     assert content[place : place + 4] == size * 2
     return content[:place] + b"\xff\xff\xff\xff" + content[place + 4 :]
 

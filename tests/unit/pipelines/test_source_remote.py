@@ -184,6 +184,59 @@ def test_a_video_a_tar_and_a_table_on_a_web_server(s3, s3_endpoint, scratch):
         listed(web)
 
 
+@pytest.fixture
+def plain_web(tmp_path):
+    """A web server that gives whole files only, as Python's own does; URL and its folder."""
+    import functools
+    import http.server
+    import threading
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_HEAD(self):
+            if self.path.startswith("/closed"):
+                self.send_error(403)
+            else:
+                super().do_HEAD()
+
+        def do_GET(self):
+            if self.path.startswith("/closed"):
+                self.send_error(403)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    folder = tmp_path / "web"
+    folder.mkdir()
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_that_gives_whole_files_only(plain_web, scratch):
+    """Videos and tables can be had of it; a tar would have to be read by position."""
+    web, folder = plain_web
+    (folder / "a.mp4").write_bytes(b"video")
+    (folder / "t.csv").write_text("path\na.mp4\nclosed.mp4\ngone.mp4\nhttp://127.0.0.1:1/x.mp4\n")
+    (folder / "b.tar").write_bytes(tar_of(x_mp4=b"x" * 200_000))
+    (video,) = listed(f"{web}/a.mp4?token=hunter2").videos
+    assert "hunter2" not in video.name
+    assert read(video, scratch) == b"video"
+    listing = listed(f"{web}/t.csv")
+    assert names(listing) == ["a.mp4"]
+    told = {record.path: record.message.split(": ", 1)[1] for record in listing.refused}
+    assert told["closed.mp4"].startswith("access is denied")
+    assert told["gone.mp4"].startswith("it does not exist")
+    assert told["http/127.0.0.1:1/x.mp4"].startswith("the server cannot be reached")
+    with pytest.raises(ConfigError, match=r"b\.tar: OSError: .*range requests"):
+        listed(f"{web}/b.tar")
+
+
 def test_a_signed_address_keeps_its_secret(s3, scratch):
     """The query is needed to read the file; it is in the location and nowhere else."""
     s3.put("a.mp4", b"signed")

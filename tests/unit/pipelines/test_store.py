@@ -169,6 +169,12 @@ def test_a_local_path_is_the_file_itself_and_nothing_is_cached(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_local_location_is_absolute_as_workers_have_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in ("build/run", "./build/run/", f"file://{tmp_path}/build/run"):
+        assert open_store(given) == LocalStore(str(tmp_path / "build" / "run"))
+
+
 def test_a_local_put_is_a_rename(tmp_path):
     store = LocalStore(str(tmp_path / "data"))
     path = store.scratch() / ".x.tmp"

@@ -1,28 +1,10 @@
 """Videos made of arrays: textures that move by known amounts, and shots that follow each other."""
 
-import sys
-import types
-from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import pytest
 
-try:
-    from pipelines.decode.frame import SourceFrame
-except ModuleNotFoundError:  # until pipelines.decode is a package
-    from pipelines import decode
-
-    @dataclass(frozen=True, kw_only=True, slots=True)
-    class SourceFrame:
-        number: int
-        time_s: float
-        pixels: np.ndarray
-
-    stand_in = types.ModuleType("pipelines.decode.frame")
-    stand_in.SourceFrame = SourceFrame
-    stand_in.cover_and_crop = decode._cover_and_crop
-    sys.modules["pipelines.decode.frame"] = stand_in
+from pipelines.decode.frame import SourceFrame
 
 
 class Videos:

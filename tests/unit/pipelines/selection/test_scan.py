@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines.decode.frame import SourceFrame, cover_and_crop
 
 from cil.errors import ConfigError, DataError
 from cil.metrics.motion import motion_score
+from pipelines.decode.frame import SourceFrame, cover_and_crop
 from pipelines.selection import Bucket, ScanSettings, VideoScan, scan_frames
 from pipelines.selection.perceptual_hash import perceptual_hash
 

@@ -1,5 +1,6 @@
 """Times of decoded frames, and the checks that none is missing, early or stays for days."""
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -25,12 +26,15 @@ class FrameClock:
     def __init__(self, probe: VideoProbe) -> None:
         self._probe = probe
         self._shift: float | None = None
+        gaps = [late - early for early, late in itertools.pairwise(probe.times_s or ())]
+        self._is_steady = not gaps or max(gaps) - min(gaps) < TIME_TOLERANCE_S
 
-    def time(self, index: int, stated_s: float | None) -> float:
+    def time(self, index: int, stated_s: float | None, *, is_b_frame: bool) -> float:
         """Return the time of a decoded frame.
 
-        AVI states decoding times, which run backwards around B-frames; there the frame takes its
-        place in the sorted list of the packets' times.
+        AVI states decoding times, which run backwards around B-frames. There the frame takes its
+        place in the list of the packets' times, which is right if no frame is moved past another,
+        or if all stay equally long.
 
         Raises:
             DataError: the time is not known, or contradicts the frame rate.
@@ -39,6 +43,11 @@ class FrameClock:
         if times is None:
             return self._counted(index, stated_s)
         if self._probe.container == "avi" and index < len(times):
+            if is_b_frame and not self._is_steady:
+                raise DataError(
+                    "an AVI file with B-frames and dropped frames does not state when frames are "
+                    "shown; convert it to mp4"
+                )
             return times[index]
         if stated_s is None:
             raise DataError(f"frame {index} carries no time")

@@ -33,7 +33,12 @@ class DecordDecoder:
 
     def is_right_for(self, probe: VideoProbe) -> bool:
         """Return whether decord was measured to give the frames that PyAV gives."""
-        return is_indexed(probe) and probe.codec in _CODECS and probe.pixel_format in EIGHT_BIT_420
+        return (
+            is_indexed(probe)
+            and not probe.has_open_gop
+            and probe.codec in _CODECS
+            and probe.pixel_format in EIGHT_BIT_420
+        )
 
     def frames(self, path: Path, probe: VideoProbe) -> Iterator[SourceFrame]:
         """Yield all frames in presentation order.

@@ -10,7 +10,7 @@ from pipelines.decode.clock import check_asked, check_time
 from pipelines.decode.errors import refusals
 from pipelines.decode.frame import SourceFrame
 from pipelines.decode.probe import VideoProbe
-from pipelines.decode.trust import EIGHT_BIT_420, INDEXED_CODECS, delivered, is_indexed
+from pipelines.decode.trust import EIGHT_BIT_420, delivered, starts_at_keys
 
 __all__ = ["TorchcodecDecoder"]
 
@@ -26,11 +26,7 @@ class TorchcodecDecoder:
 
     def is_right_for(self, probe: VideoProbe) -> bool:
         """Return whether torchcodec was measured to give the frames that PyAV gives."""
-        return (
-            is_indexed(probe)
-            and probe.codec in INDEXED_CODECS
-            and probe.pixel_format in EIGHT_BIT_420
-        )
+        return starts_at_keys(probe) and probe.pixel_format in EIGHT_BIT_420
 
     def frames(self, path: Path, probe: VideoProbe) -> Iterator[SourceFrame]:
         """Yield all frames in presentation order.
@@ -83,4 +79,4 @@ def _decoder_class() -> Any:
             f"torchcodec cannot be loaded: {reason} Install the package torchcodec 0.13 and "
             "FFmpeg's shared libraries (version 4 to 8), or set the decoder to pyav"
         ) from error
-    return decoders.VideoDecoder
+    return decoders.VideoDecoder  # type: ignore[attr-defined]  # its __all__ lacks it

@@ -84,9 +84,6 @@ ENCODINGS = {
     "hevc, 10 bit": Encoding(
         "libx265", x265("open-gop=1:bframes=3"), "yuv420p10le", LARGE, reorders=True
     ),
-    "hevc, intra refresh": Encoding(
-        "libx265", x265("open-gop=0:bframes=0:intra-refresh=1"), size=LARGE
-    ),
     "vp8": Encoding("libvpx", {"crf": "10", "b:v": "1M", "cpu-used": "8", "g": "12"}),
     "vp9": Encoding("libvpx-vp9", VP9),
     "vp9, hidden frames": Encoding(
@@ -106,7 +103,6 @@ RARE = {
     "h264, intra refresh": ("mp4", "mkv", "ts"),
     "h264, 4:4:4": ("mp4", "mkv", "ts"),
     "hevc, 10 bit": ("mp4", "mkv", "ts"),
-    "hevc, intra refresh": ("mp4", "mkv"),
     "vp9, odd size": ("mp4", "webm"),
     "av1, 10 bit": ("mp4", "mkv"),
 }

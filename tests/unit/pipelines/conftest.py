@@ -17,7 +17,6 @@ from PIL import Image
 from cil.analytic_init import AnalyticInit
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
-from pipelines import encode, first_stage, shard_encoder
 from pipelines.config import RunConfig, content_hash, validate_config
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
 from pipelines.shards import (
@@ -233,6 +232,8 @@ def write_noise(path, seed, *, num_frames=32, fps=16):
 
 def encode_without_ray(config):
     """Do what `pipelines.encode.run` does, with its tasks called in this process."""
+    from pipelines import encode, first_stage, shard_encoder
+
     dataset = Path(config.output.dir) / "dataset"
     dataset.mkdir(parents=True)
     inventory = encode._inventory(config, dataset)

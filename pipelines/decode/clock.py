@@ -8,7 +8,14 @@ from cil.errors import DataError
 from pipelines.decode.errors import DecodeError
 from pipelines.decode.probe import VideoProbe
 
-__all__ = ["TIME_TOLERANCE_S", "FrameClock", "OrderCheck", "check_asked", "check_time"]
+__all__ = [
+    "TIME_TOLERANCE_S",
+    "FrameClock",
+    "OrderCheck",
+    "check_asked",
+    "check_listed",
+    "check_time",
+]
 
 TIME_TOLERANCE_S = 1e-4
 """Times closer than this are the same; no container stores frames faster."""
@@ -143,3 +150,16 @@ def check_time(number: int, found_s: float, wanted_s: float) -> None:
     """
     if abs(found_s - wanted_s) > TIME_TOLERANCE_S:
         raise DataError(f"frame {number} was wanted at {wanted_s:.4f} s, and is at {found_s:.4f} s")
+
+
+def check_listed(numbers: Sequence[int], times_s: Sequence[float], probe: VideoProbe) -> None:
+    """Check that the container has frames of those numbers at those times.
+
+    Raises:
+        DataError: it has not, or states no times.
+    """
+    stated = probe.times_s or ()
+    if numbers and numbers[-1] >= len(stated):
+        raise DataError(f"frame {numbers[-1]} was wanted, and there are {len(stated)}")
+    for number, time_s in zip(numbers, times_s, strict=True):
+        check_time(number, stated[number], time_s)

@@ -7,7 +7,13 @@ from typing import Any
 
 from cil.errors import DataError
 from pipelines.decode.av_file import Converter, decoded, open_video
-from pipelines.decode.clock import TIME_TOLERANCE_S, FrameClock, check_asked, check_time
+from pipelines.decode.clock import (
+    TIME_TOLERANCE_S,
+    FrameClock,
+    check_asked,
+    check_listed,
+    check_time,
+)
 from pipelines.decode.errors import DecodeError, refusals
 from pipelines.decode.frame import SourceFrame
 from pipelines.decode.probe import VideoProbe
@@ -85,6 +91,7 @@ class PyavDecoder:
         """
         with refusals(stage="decode", decoder=self.name), open_video(path) as (container, stream):
             frames = decoded(container.demux(stream))
+            check_listed(numbers, times_s, probe)
             convert, current = Converter(), None
             for number, time_s in zip(numbers, times_s, strict=True):
                 here_s = -float("inf") if current is None else current.time

@@ -29,6 +29,4 @@ def rows(table):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    return [
-        table.Row(**{**row, "random_access": tuple(row["random_access"])}) for row in found
-    ]
+    return [table.Row(**{**row, "random_access": tuple(row["random_access"])}) for row in found]

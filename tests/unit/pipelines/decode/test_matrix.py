@@ -28,19 +28,18 @@ NO_VARIABLE_RATE = {"mpeg2video"}  # its encoder takes standard rates only
 
 
 def expected(row):
-    """What must come of a file: `right`, or the beginning and a part of the reason."""
+    """What must come of a file, and a part of the reason."""
+    has_b_frames = row.encoding.startswith(("h264, ", "mpeg4, "))
     if row.encoding in CANNOT_BE_WRITTEN.get(row.container, ()):
         return "cannot be written", ""
     if row.container in STREAMS and row.encoding in UNKNOWN_IN_STREAMS:
         return "refused", "stream"
     if row.encoding in NO_VARIABLE_RATE and row.rate == "variable":
         return "cannot be written", ""
-    has_b_frames = row.encoding.startswith(("h264, ", "mpeg4, "))
     if row.container == "avi" and row.rate == "variable" and has_b_frames:
         return "refused", "does not state when frames are shown"
-    if row.container == "mpg" and row.rate == "variable":
-        return "refused", "no time"
-    if row.container == "mpg" and row.rate == "23.976" and row.encoding.startswith("mpeg4"):
+    odd_rate = row.rate == "23.976" and row.encoding.startswith("mpeg4")
+    if row.container == "mpg" and (row.rate == "variable" or odd_rate):
         return "refused", "no time"
     return "right", ""
 

@@ -358,9 +358,8 @@ with the reason, where that cannot be had.
   key frame; `pyav from the start` decodes everything before.
 - `variable` is a rate that changes from frame to frame, between 4 and 140 Hz.
 
-Not trusted with random access are decord outside H.264 and VP9 with 8 bit 4:2:0, and all of them in
-AVI and MPEG streams, with edit lists, and where two frames have the same time: there they return
-wrong frames without an error.
+Elsewhere than listed, decoders return wrong frames without an error. [Decision 0005](adr/0005-decoding.md)
+says how a file is judged; what random access finds is compared with what the scan saw all the same.
 
 | Container | Codec | Options | Rates in Hz | Scan | Random access | Result |
 |---|---|---|---|---|---|---|

@@ -33,7 +33,8 @@ class FrameClock:
     def __init__(self, probe: VideoProbe) -> None:
         self._probe = probe
         self._shift: float | None = None
-        gaps = [late - early for early, late in itertools.pairwise(probe.times_s or ())]
+        counted = (probe.times_s or ()) if probe.container == "avi" else ()
+        gaps = [late - early for early, late in itertools.pairwise(counted)]
         self._is_steady = not gaps or max(gaps) - min(gaps) < TIME_TOLERANCE_S
 
     def time(self, index: int, stated_s: float | None, *, is_b_frame: bool) -> float:

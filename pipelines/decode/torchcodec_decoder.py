@@ -1,5 +1,6 @@
 """torchcodec: an optional decoder that uses the FFmpeg libraries of the system."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -71,7 +72,8 @@ class TorchcodecDecoder:
 def _decoder_class() -> Any:
     try:
         import av  # noqa: F401  # before any other FFmpeg
-        from torchcodec import decoders
+
+        decoders = importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError) as error:
         # RuntimeError: torchcodec is there and finds no FFmpeg libraries
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -79,4 +81,4 @@ def _decoder_class() -> Any:
             f"torchcodec cannot be loaded: {reason} Install the package torchcodec 0.13 and "
             "FFmpeg's shared libraries (version 4 to 8), or set the decoder to pyav"
         ) from error
-    return decoders.VideoDecoder  # type: ignore[attr-defined]  # its __all__ lacks it
+    return decoders.VideoDecoder

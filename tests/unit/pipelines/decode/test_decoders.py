@@ -172,7 +172,8 @@ def test_pyav_decodes_from_the_start_where_a_jump_fails(drawn, long_video, monke
 
 
 def test_a_missing_torchcodec_says_what_to_install(long_video, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    for name in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r"Install the package torchcodec .* set the decoder to"):
         find("torchcodec", long_video, [0])
     with pytest.raises(ConfigError, match="torchcodec cannot be loaded"):
@@ -186,3 +187,14 @@ def test_the_libraries_of_pyav_are_linked_by_their_plain_names(tmp_path):
     names = sorted(re.sub(r"\.so\.\d+$", "", link.name) for link in tmp_path.iterdir())
     assert {"libavcodec", "libavformat", "libavutil", "libswscale"} <= set(names)
     assert all(link.is_symlink() and link.resolve().is_file() for link in tmp_path.iterdir())
+
+
+def test_torchcodec_without_ffmpeg_says_so_too(long_video, monkeypatch):
+    """Then its package is there, and to import it is a RuntimeError."""
+
+    def fail(name):
+        raise RuntimeError("Could not load libtorchcodec. Likely causes:\n 1. FFmpeg is not ...")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(ConfigError, match=r"Could not load libtorchcodec.* FFmpeg's shared"):
+        find("torchcodec", long_video, [0])

@@ -358,8 +358,8 @@ with the reason, where that cannot be had.
   key frame; `pyav from the start` decodes everything before.
 - `variable` is a rate that changes from frame to frame, between 4 and 140 Hz.
 
-Elsewhere than listed, decoders return wrong frames without an error. [Decision 0005](adr/0005-decoding.md)
-says how a file is judged; what random access finds is compared with what the scan saw all the same.
+Elsewhere than listed, decoders return wrong frames without an error; how a file is judged is
+[decision 0005](adr/0005-decoding.md). What random access finds is compared with the scan anyway.
 
 | Container | Codec | Options | Rates in Hz | Scan | Random access | Result |
 |---|---|---|---|---|---|---|

@@ -37,6 +37,7 @@ __all__ = [
     "SampleConfig",
     "TrackingConfig",
     "TrainConfig",
+    "child_environment",
     "clip_buckets",
     "config_to_yaml",
     "content_hash",
@@ -388,6 +389,11 @@ def dataset_of(config: RunConfig) -> str:
 def environment(name: str) -> str | None:
     """Read an environment variable; empty counts as unset."""
     return os.environ.get(name) or None
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Return this process's environment with some variables set, for a process that it starts."""
+    return {**os.environ, **changes}
 
 
 def load_config(path: str | Path | None) -> RunConfig:

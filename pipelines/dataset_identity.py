@@ -27,7 +27,6 @@ def settings_identity(config: RunConfig) -> dict[str, Any]:
             "stride": config.data.clip_stride,
         },
         "select": asdict(config.select),
-        "scan_decoder": "torchcodec" if config.decode.backend == "torchcodec" else "pyav",
         "posterior": encode.posterior,
         "seed": config.seed if encode.posterior == "sample" else None,
         "latents_dtype": encode.latents_dtype,

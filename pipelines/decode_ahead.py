@@ -136,7 +136,6 @@ def _decode(decoder: DecoderProcess, reading: _Reading) -> None:
         clips = decoder.clips(
             path,
             video.wanted,
-            scan_decoder=video.planned["decoder"],
             sha256=video.planned["sha256"],
         )
         for clip in clips:

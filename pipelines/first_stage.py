@@ -113,7 +113,6 @@ def moments_of_video(
                 for clip in decoder_of(decode).clips(
                     path,
                     video.wanted,
-                    scan_decoder=planned["decoder"],
                     sha256=planned["sha256"],
                 ):
                     moments.update(clip.frames)

@@ -137,9 +137,7 @@ def _seconds_per_clip(
             assert video.probe is not None
             with local_file(places[video.name], Path(scratch)) as path:
                 started = time.monotonic()
-                for read in decoder.clips(
-                    path, wanted, scan_decoder=video.probe["decoder"], sha256=sha256
-                ):
+                for read in decoder.clips(path, wanted, sha256=sha256):
                     first_stage = first_stage or _fitted(config, read.frames)
                     first_stage.encode(read.frames)
                     count += 1

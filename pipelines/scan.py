@@ -85,9 +85,8 @@ def _read(store: Store, name: str, config: RunConfig) -> Iterator[VideoRecord]:
 
 
 def _header(config: RunConfig) -> dict[str, Any]:
-    decoder = "torchcodec" if config.decode.backend == "torchcodec" else "pyav"
-    settings = {"scan": scan_settings(config).to_json(), "decoder": decoder}
-    return {"scan_version": _SCAN_VERSION, "settings": content_hash(settings)}
+    settings = content_hash(scan_settings(config).to_json())
+    return {"scan_version": _SCAN_VERSION, "settings": settings}
 
 
 def save_inventory(store: Store, config: RunConfig, records: Iterable[VideoRecord]) -> None:

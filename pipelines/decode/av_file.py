@@ -11,7 +11,7 @@ from cil.errors import DataError
 from pipelines.decode.errors import DecodeError
 from pipelines.decode.frame import Frame
 
-__all__ = ["check_dimensions", "decoded", "open_video", "probe_refusal", "upright"]
+__all__ = ["Converter", "check_dimensions", "decoded", "open_video", "probe_refusal"]
 
 _SCRIPTS = ("concat", "dash", "hls", "image2", "imf", "mlv", "sdp")
 """Formats that name other files; the hash of such a file says nothing about its frames."""
@@ -86,10 +86,19 @@ def decoded(packets: Iterable[Any]) -> Iterator[Any]:
         yield frame
 
 
-def upright(frame: Any) -> Frame:
-    """Return a frame of PyAV as 8 bit RGB; PyAV itself does not apply the rotation flag."""
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    return np.ascontiguousarray(turned)
+class Converter:
+    """Turns frames of PyAV into upright 8 bit RGB; PyAV itself does not apply the rotation flag."""
+
+    def __init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        # One for all frames: to set up a conversion takes as long as to convert a small frame.
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> Frame:
+        """Return (H, W, 3) RGB."""
+        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def probe_refusal(message: str, exception: str) -> DecodeError:

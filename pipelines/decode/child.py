@@ -143,9 +143,9 @@ def _scan(path: Path, request: dict[str, Any], answers: _Answers) -> dict[str, A
     from pipelines.selection.scan import scan_frames, settings_from_json
 
     probe = probe_video(path, answers.watched)
-    frames = answers.watched(sequential(path, probe, decoder=request["decoder"]))
+    frames = answers.watched(sequential(path, probe))
     scan = scan_frames(frames, probe, settings_from_json(request["settings"]))
-    about = {"container": probe.container, "codec": probe.codec, "decoder": request["decoder"]}
+    about = {"container": probe.container, "codec": probe.codec, "decoder": "pyav"}
     return {"scan": scan.to_json(), "probe": about}
 
 

@@ -6,7 +6,7 @@ differs, the means is not trusted again for that kind of file, and the clip is r
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ import numpy as np
 from pipelines.decode.decoders import DECODERS, Decoder, sequential
 from pipelines.decode.errors import DecodeError
 from pipelines.decode.frame import Frame, SourceFrame, cover_and_crop
-from pipelines.decode.probe import VideoProbe, probe_video
+from pipelines.decode.probe import VideoProbe, Watch, probe_video
 from pipelines.storage import sha256_of_file
 
 __all__ = ["ReadClip", "Trust", "WantedClip", "read_clips"]
-
-Watch = Callable[[Iterator[Any]], Iterator[Any]]
 
 _RANDOM_ACCESS_GAIN = 2.0
 """Random access is tried where it decodes so many times fewer frames than reading in order."""
@@ -76,8 +74,7 @@ def read_clips(
 
     Args:
         path: video file.
-        request: ``clips``, each with the fields of `WantedClip`, by their start; ``decoder``,
-            the one that scanned; ``backend``, the one asked for or "auto"; ``sha256`` of the file.
+        request: ``clips``, each with the fields of `WantedClip`, by their start; ``backend``, the one asked for or "auto"; ``sha256`` of the file.
         trust: ways that are known to be wrong; extended here.
         watch: passes an iterator of frames on and may tell others that it goes on.
 
@@ -113,7 +110,7 @@ def read_clips(
         )
     # The scanning decoder again, in order. Another machine's scaler may round differently, so equal
     # content is enough here.
-    strict = _Way(request["decoder"], random_access=False)
+    strict = _Way("pyav", random_access=False)
     for frames in _read(strict, path, probe, wanted[done:], watch):
         yield ReadClip(frames=frames, decoder=strict.decoder)
         done += 1

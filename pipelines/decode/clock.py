@@ -1,5 +1,6 @@
 """Times of decoded frames, and the checks that none is missing, early or stays for days."""
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -7,7 +8,14 @@ from cil.errors import DataError
 from pipelines.decode.errors import DecodeError
 from pipelines.decode.probe import VideoProbe
 
-__all__ = ["TIME_TOLERANCE_S", "FrameClock", "OrderCheck", "check_asked", "check_time"]
+__all__ = [
+    "TIME_TOLERANCE_S",
+    "FrameClock",
+    "OrderCheck",
+    "check_asked",
+    "check_listed",
+    "check_time",
+]
 
 TIME_TOLERANCE_S = 1e-4
 """Times closer than this are the same; no container stores frames faster."""
@@ -25,12 +33,16 @@ class FrameClock:
     def __init__(self, probe: VideoProbe) -> None:
         self._probe = probe
         self._shift: float | None = None
+        counted = (probe.times_s or ()) if probe.container == "avi" else ()
+        gaps = [late - early for early, late in itertools.pairwise(counted)]
+        self._is_steady = not gaps or max(gaps) - min(gaps) < TIME_TOLERANCE_S
 
-    def time(self, index: int, stated_s: float | None) -> float:
+    def time(self, index: int, stated_s: float | None, *, is_b_frame: bool) -> float:
         """Return the time of a decoded frame.
 
-        AVI states decoding times, which run backwards around B-frames; there the frame takes its
-        place in the sorted list of the packets' times.
+        AVI states decoding times, which run backwards around B-frames. There the frame takes its
+        place in the list of the packets' times, which is right if no frame is moved past another,
+        or if all stay equally long.
 
         Raises:
             DataError: the time is not known, or contradicts the frame rate.
@@ -39,6 +51,11 @@ class FrameClock:
         if times is None:
             return self._counted(index, stated_s)
         if self._probe.container == "avi" and index < len(times):
+            if is_b_frame and not self._is_steady:
+                raise DataError(
+                    "an AVI file with B-frames and dropped frames does not state when frames are "
+                    "shown; convert it to mp4"
+                )
             return times[index]
         if stated_s is None:
             raise DataError(f"frame {index} carries no time")
@@ -134,3 +151,16 @@ def check_time(number: int, found_s: float, wanted_s: float) -> None:
     """
     if abs(found_s - wanted_s) > TIME_TOLERANCE_S:
         raise DataError(f"frame {number} was wanted at {wanted_s:.4f} s, and is at {found_s:.4f} s")
+
+
+def check_listed(numbers: Sequence[int], times_s: Sequence[float], probe: VideoProbe) -> None:
+    """Check that the container has frames of those numbers at those times.
+
+    Raises:
+        DataError: it has not, or states no times.
+    """
+    stated = probe.times_s or ()
+    if numbers and numbers[-1] >= len(stated):
+        raise DataError(f"frame {numbers[-1]} was wanted, and there are {len(stated)}")
+    for number, time_s in zip(numbers, times_s, strict=True):
+        check_time(number, stated[number], time_s)

@@ -15,8 +15,8 @@ class DecodeConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
     """Decoder of the frames that are encoded, where it is right for the file; auto prefers decord.
-    Every video is scanned by PyAV in order first (torchcodec if asked for), and what is read later
-    must equal it."""
+    Every video is scanned in order by PyAV first, which alone finds damage, and what is read later
+    must equal what it saw."""
     timeout_s: Annotated[float, Gt(0)] = 1800.0
     """Wall-clock limit for one file, in seconds."""
     stall_s: Annotated[float, Gt(0)] = 60.0

@@ -54,7 +54,8 @@ def sequential(path: Path, probe: VideoProbe, *, decoder: str = "pyav") -> Itera
     Args:
         path: video file.
         probe: of that file.
-        decoder: a name in `DECODERS`; where it is not right for the file, PyAV decodes.
+        decoder: a name in `DECODERS`; where it is not right for the file, PyAV decodes. Only PyAV
+            finds damage inside frames: the others paint over it without an error.
 
     Yields:
         All frames in presentation order. What came before an error is not to be trusted: only a

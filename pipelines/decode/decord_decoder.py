@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cil.errors import DataError
-from pipelines.decode.clock import check_asked, check_time
+from pipelines.decode.clock import check_asked, check_listed
 from pipelines.decode.errors import refusals
 from pipelines.decode.frame import SourceFrame
 from pipelines.decode.probe import VideoProbe
@@ -33,7 +33,12 @@ class DecordDecoder:
 
     def is_right_for(self, probe: VideoProbe) -> bool:
         """Return whether decord was measured to give the frames that PyAV gives."""
-        return is_indexed(probe) and probe.codec in _CODECS and probe.pixel_format in EIGHT_BIT_420
+        return (
+            is_indexed(probe)
+            and not probe.has_open_gop
+            and probe.codec in _CODECS
+            and probe.pixel_format in EIGHT_BIT_420
+        )
 
     def frames(self, path: Path, probe: VideoProbe) -> Iterator[SourceFrame]:
         """Yield all frames in presentation order.
@@ -61,10 +66,7 @@ class DecordDecoder:
             reader = _open(path, probe)
             stated = probe.times_s
             assert stated is not None
-            if numbers and numbers[-1] >= len(stated):
-                raise DataError(f"frame {numbers[-1]} was wanted, and there are {len(stated)}")
-            for number, time_s in zip(numbers, times_s, strict=True):
-                check_time(number, stated[number], time_s)
+            check_listed(numbers, times_s, probe)
             repeats = {number: len(list(group)) for number, group in groupby(numbers)}
             distinct = list(repeats)
             size = max(1, min(_BATCH, _BATCH_BYTES // (probe.height * probe.width * 3)))

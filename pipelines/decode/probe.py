@@ -15,7 +15,12 @@ from cil.errors import DataError
 from pipelines.decode.av_file import check_dimensions, decoded, open_video, probe_refusal
 from pipelines.decode.errors import refusals
 
-__all__ = ["VideoProbe", "probe_video"]
+__all__ = ["VideoProbe", "Watch", "probe_video"]
+
+Watch = Callable[[Iterator[Any]], Iterator[Any]]
+"""Passes an iterator on and may tell others that it goes on."""
+
+_H264_IDR = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +49,13 @@ class VideoProbe:
     """Presentation times of the frames in seconds, ascending; None if packets lack them."""
     has_edit_list: bool
     """Whether packets are decoded but not shown."""
+    has_open_gop: bool
+    """Whether a key frame is such that frames after it need frames before it."""
     key_times_s: tuple[float, ...]
-    """Presentation times of the key frames in seconds, ascending."""
+    """Presentation times of the key frames in seconds, ascending; in AVI, decoding times."""
 
 
-def probe_video(path: Path, watch: Callable[[Iterator[Any]], Iterator[Any]] = iter) -> VideoProbe:
+def probe_video(path: Path, watch: Watch = iter) -> VideoProbe:
     """Read container, codec, frame times and size.
 
     Args:
@@ -59,7 +66,10 @@ def probe_video(path: Path, watch: Callable[[Iterator[Any]], Iterator[Any]] = it
         DecodeError: the file cannot be opened, was cut off, has no video, or an absurd size.
     """
     with refusals(stage="probe", decoder="pyav"), open_video(path) as (container, stream):
-        packets = _read_packets(watch(container.demux(stream)))
+        # AVI states when packets are decoded. FFmpeg guesses from it when they are shown, and is
+        # off by a frame or two, which matters where the rate is not constant.
+        clock = "dts" if container.format.name == "avi" else "pts"
+        packets = _read_packets(watch(container.demux(stream)), stream, clock)
         container_name = container.format.name
         codec = stream.codec_context.codec.canonical_name
         pixel_format = stream.codec_context.pix_fmt or "unknown"
@@ -83,6 +93,7 @@ def probe_video(path: Path, watch: Callable[[Iterator[Any]], Iterator[Any]] = it
         duration_s=_duration_s(times, packets.num_shown, rate),
         times_s=times,
         has_edit_list=packets.num_hidden > 0,
+        has_open_gop=packets.has_open_gop,
         key_times_s=tuple(sorted(packets.key_times_s)),
     )
 
@@ -94,10 +105,15 @@ class _Packets:
         self.times_s: list[float] = []
         self.key_times_s: list[float] = []
         self.num_shown = self.num_hidden = self.num_timeless = 0
+        self.has_open_gop = False
 
 
-def _read_packets(packets: Iterator[Any]) -> _Packets:
+def _read_packets(packets: Iterator[Any], stream: Any, clock: str) -> _Packets:
     found = _Packets()
+    is_h264 = stream.codec_context.codec.canonical_name == "h264"
+    extra = stream.codec_context.extradata or b""
+    # An avcC header states how many bytes hold the length of each unit; others use start codes.
+    length_bytes = (extra[4] & 3) + 1 if len(extra) > 4 and extra[0] == 1 else None
     for packet in packets:
         if not packet.size:
             continue
@@ -107,14 +123,36 @@ def _read_packets(packets: Iterator[Any]) -> _Packets:
             found.num_hidden += 1
             continue
         found.num_shown += 1
-        if packet.pts is None or packet.time_base is None:
+        ticks = getattr(packet, clock)
+        if ticks is None or packet.time_base is None:
             found.num_timeless += 1
             continue
-        time_s = float(packet.pts * packet.time_base)
+        time_s = float(ticks * packet.time_base)
         found.times_s.append(time_s)
         if packet.is_keyframe:
             found.key_times_s.append(time_s)
+            if is_h264 and not _resets_h264(bytes(packet), length_bytes):
+                found.has_open_gop = True
+        elif found.key_times_s and time_s < found.key_times_s[-1]:
+            found.has_open_gop = True
     return found
+
+
+def _resets_h264(packet: bytes, length_bytes: int | None) -> bool:
+    """Return whether a packet has an IDR picture, at which H.264 decoders start anew.
+
+    Containers also flag other pictures as key frames, those from which decoding recovers.
+    """
+    if length_bytes is None:
+        return any(unit and unit[0] & 31 == _H264_IDR for unit in packet.split(b"\0\0\1")[1:])
+    start = 0
+    while start + length_bytes < len(packet):
+        length = int.from_bytes(packet[start : start + length_bytes], "big")
+        start += length_bytes
+        if packet[start] & 31 == _H264_IDR:
+            return True
+        start += length
+    return False
 
 
 def _first_frame(path: Path) -> tuple[int, int, int]:

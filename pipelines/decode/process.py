@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -62,6 +63,7 @@ class DecoderProcess:
         self._files = 0
         self._waited = 0.0
         self._sha256: str | None = None
+        self._libraries: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -80,8 +82,7 @@ class DecoderProcess:
             DecodeError: the file is broken, or stopped the decoder process in every attempt; with
                 ``sha256`` set if it could be read.
         """
-        decoder = "torchcodec" if self._config.backend == "torchcodec" else "pyav"
-        request = {"operation": "scan", "path": str(path), "settings": settings, "decoder": decoder}
+        request = {"operation": "scan", "path": str(path), "settings": settings}
         for attempt in range(1, self._config.max_attempts + 1):
             try:
                 for answer, _ in self._ask(request):
@@ -91,15 +92,12 @@ class DecoderProcess:
                 self._give_up(error, attempt, "scan")
         raise AssertionError("the loop ends by returning or raising")
 
-    def clips(
-        self, path: Path, wanted: Sequence[WantedClip], *, scan_decoder: str, sha256: str
-    ) -> Iterator[ReadClip]:
+    def clips(self, path: Path, wanted: Sequence[WantedClip], *, sha256: str) -> Iterator[ReadClip]:
         """Read clips that a scan found.
 
         Args:
             path: video file.
             wanted: the clips, by their start.
-            scan_decoder: decoder of the scan.
             sha256: hash of the content that was scanned.
 
         Raises:
@@ -108,12 +106,11 @@ class DecoderProcess:
         """
         done = 0
         for attempt in range(1, self._config.max_attempts + 1):
-            backend = self._config.backend if attempt == 1 else scan_decoder
+            backend = self._config.backend if attempt == 1 else "pyav"
             request = {
                 "operation": "clips",
                 "path": str(path),
                 "clips": [asdict(clip) for clip in wanted[done:]],
-                "decoder": scan_decoder,
                 "backend": backend,
                 "sha256": sha256,
             }
@@ -199,11 +196,25 @@ class DecoderProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            env=self._environment(),
         )
         assert self._process.stdout is not None
         _widen(self._process.stdout.fileno())
         self._files, self._waited = 0, 0.0
         self._receive(_START_LIMIT_S)
+
+    def _environment(self) -> dict[str, str] | None:
+        """Let torchcodec find FFmpeg; None leaves the environment as it is."""
+        if self._config.backend != "torchcodec":
+            return None
+        from pipelines.config import child_environment, environment
+        from pipelines.decode.ffmpeg_libraries import LIBRARY_PATH, link_ffmpeg
+
+        if self._libraries is None:
+            self._libraries = tempfile.TemporaryDirectory(prefix="cil-ffmpeg-")
+            link_ffmpeg(Path(self._libraries.name))
+        folders = [self._libraries.name, environment(LIBRARY_PATH)]
+        return child_environment(**{LIBRARY_PATH: ":".join(filter(None, folders))})
 
     def _receive(self, stall_s: float) -> tuple[dict[str, Any], bytearray]:
         deadline = time.monotonic() + stall_s

@@ -6,15 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from cil.errors import DataError
-from pipelines.decode.av_file import decoded, open_video, upright
-from pipelines.decode.clock import TIME_TOLERANCE_S, FrameClock, check_asked, check_time
-from pipelines.decode.errors import refusals
+from pipelines.decode.av_file import Converter, decoded, open_video
+from pipelines.decode.clock import (
+    TIME_TOLERANCE_S,
+    FrameClock,
+    check_asked,
+    check_listed,
+    check_time,
+)
+from pipelines.decode.errors import DecodeError, refusals
 from pipelines.decode.frame import SourceFrame
 from pipelines.decode.probe import VideoProbe
-from pipelines.decode.trust import INDEXED_CODECS, is_indexed
+from pipelines.decode.trust import starts_at_keys
 
 __all__ = ["PyavDecoder"]
 
+_B_FRAME = 3
+"""FFmpeg's AV_PICTURE_TYPE_B."""
 _WORTH_SEEKING = 8
 """Frames that a seek must save; it costs about as many, for the decoder starts anew."""
 
@@ -31,7 +39,7 @@ class PyavDecoder:
 
     def seeks(self, probe: VideoProbe) -> bool:
         """Return whether `frames_at` jumps to key frames; else it decodes from the start."""
-        return is_indexed(probe) and probe.codec in INDEXED_CODECS
+        return starts_at_keys(probe)
 
     def frames(self, path: Path, probe: VideoProbe) -> Iterator[SourceFrame]:
         """Yield all frames in presentation order.
@@ -39,11 +47,10 @@ class PyavDecoder:
         Raises:
             DecodeError: the file is damaged.
         """
-        with refusals(stage="decode", decoder=self.name), open_video(path) as (container, stream):
-            clock = FrameClock(probe)
-            for number, frame in enumerate(decoded(container.demux(stream))):
-                time_s = clock.time(number, frame.time)
-                yield SourceFrame(number=number, time_s=time_s, pixels=upright(frame))
+        with refusals(stage="decode", decoder=self.name):
+            convert = Converter()
+            for number, time_s, frame in _timed(path, probe):
+                yield SourceFrame(number=number, time_s=time_s, pixels=convert(frame))
 
     def frames_at(
         self, path: Path, probe: VideoProbe, numbers: Sequence[int], *, times_s: Sequence[float]
@@ -63,32 +70,30 @@ class PyavDecoder:
         wanted = list(zip(numbers, times_s, strict=True))
         if not wanted:
             return
-        chosen = self._jumping if self.seeks(probe) else self._counting
         with refusals(stage="decode", decoder=self.name):
-            yield from chosen(path, probe, wanted)
+            if self.seeks(probe):
+                try:
+                    for frame in self.jump(path, probe, numbers, times_s=times_s):
+                        wanted.pop(0)
+                        yield frame
+                except DecodeError:
+                    pass  # what cannot be entered at a key frame is decoded from the start
+            if wanted:
+                yield from _count_to(path, probe, wanted)
 
-    def _counting(
-        self, path: Path, probe: VideoProbe, wanted: list[tuple[int, float]]
+    def jump(
+        self, path: Path, probe: VideoProbe, numbers: Sequence[int], *, times_s: Sequence[float]
     ) -> Iterator[SourceFrame]:
-        """Decode from the start until the last wanted frame was found."""
-        position = 0
-        for frame in self.frames(path, probe):
-            while wanted[position][0] == frame.number:
-                check_time(frame.number, frame.time_s, wanted[position][1])
-                yield frame
-                position += 1
-                if position == len(wanted):
-                    return
-        raise DataError(f"frame {wanted[position][0]} was wanted, and the video ends before it")
+        """Yield single frames, each decoded from the nearest key frame before it.
 
-    def _jumping(
-        self, path: Path, probe: VideoProbe, wanted: list[tuple[int, float]]
-    ) -> Iterator[SourceFrame]:
-        """Decode from the nearest key frame before each wanted frame."""
-        with open_video(path) as (container, stream):
+        Raises:
+            DecodeError: a key frame cannot be decoded on its own, or the frames are elsewhere.
+        """
+        with refusals(stage="decode", decoder=self.name), open_video(path) as (container, stream):
             frames = decoded(container.demux(stream))
-            current: Any = None
-            for number, time_s in wanted:
+            check_listed(numbers, times_s, probe)
+            convert, current = Converter(), None
+            for number, time_s in zip(numbers, times_s, strict=True):
                 here_s = -float("inf") if current is None else current.time
                 key_s = _key_worth_seeking(probe, here_s, time_s)
                 if key_s is not None:
@@ -100,7 +105,34 @@ class PyavDecoder:
                         raise DataError(f"there is no frame {number} at {time_s:.4f} s")
                     here_s = current.time
                 check_time(number, here_s, time_s)
-                yield SourceFrame(number=number, time_s=time_s, pixels=upright(current))
+                yield SourceFrame(number=number, time_s=time_s, pixels=convert(current))
+
+
+def _timed(path: Path, probe: VideoProbe) -> Iterator[tuple[int, float, Any]]:
+    """Yield (number, time in seconds, frame of PyAV) of all frames in presentation order."""
+    clock = FrameClock(probe)
+    with open_video(path) as (container, stream):
+        for number, frame in enumerate(decoded(container.demux(stream))):
+            is_b_frame = frame.pict_type == _B_FRAME
+            yield number, clock.time(number, frame.time, is_b_frame=is_b_frame), frame
+
+
+def _count_to(
+    path: Path, probe: VideoProbe, wanted: list[tuple[int, float]]
+) -> Iterator[SourceFrame]:
+    """Decode from the start until the last wanted (number, time in seconds) was found."""
+    convert, position = Converter(), 0
+    for number, time_s, frame in _timed(path, probe):
+        if wanted[position][0] > number:
+            continue
+        pixels = convert(frame)
+        while wanted[position][0] == number:
+            check_time(number, time_s, wanted[position][1])
+            yield SourceFrame(number=number, time_s=time_s, pixels=pixels)
+            position += 1
+            if position == len(wanted):
+                return
+    raise DataError(f"frame {wanted[position][0]} was wanted, and the video ends before it")
 
 
 def _key_worth_seeking(probe: VideoProbe, here_s: float, time_s: float) -> float | None:

@@ -1,5 +1,6 @@
 """torchcodec: an optional decoder that uses the FFmpeg libraries of the system."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +11,7 @@ from pipelines.decode.clock import check_asked, check_time
 from pipelines.decode.errors import refusals
 from pipelines.decode.frame import SourceFrame
 from pipelines.decode.probe import VideoProbe
-from pipelines.decode.trust import EIGHT_BIT_420, INDEXED_CODECS, delivered, is_indexed
+from pipelines.decode.trust import EIGHT_BIT_420, delivered, starts_at_keys
 
 __all__ = ["TorchcodecDecoder"]
 
@@ -26,11 +27,7 @@ class TorchcodecDecoder:
 
     def is_right_for(self, probe: VideoProbe) -> bool:
         """Return whether torchcodec was measured to give the frames that PyAV gives."""
-        return (
-            is_indexed(probe)
-            and probe.codec in INDEXED_CODECS
-            and probe.pixel_format in EIGHT_BIT_420
-        )
+        return starts_at_keys(probe) and probe.pixel_format in EIGHT_BIT_420
 
     def frames(self, path: Path, probe: VideoProbe) -> Iterator[SourceFrame]:
         """Yield all frames in presentation order.
@@ -75,7 +72,8 @@ class TorchcodecDecoder:
 def _decoder_class() -> Any:
     try:
         import av  # noqa: F401  # before any other FFmpeg
-        from torchcodec import decoders
+
+        decoders = importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError) as error:
         # RuntimeError: torchcodec is there and finds no FFmpeg libraries
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,10 +8,10 @@ from cil.errors import DataError
 from pipelines.decode.frame import Frame, SourceFrame
 from pipelines.decode.probe import VideoProbe
 
-__all__ = ["EIGHT_BIT_420", "INDEXED_CODECS", "delivered", "is_indexed"]
+__all__ = ["EIGHT_BIT_420", "delivered", "is_indexed", "starts_at_keys"]
 
 _INDEXED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-INDEXED_CODECS = ("av1", "h264", "hevc", "vp9")
+_CODECS = ("av1", "h264", "hevc", "vp9")
 """Codecs for which decoding from a key frame on was measured to be right."""
 EIGHT_BIT_420 = ("yuv420p", "yuvj420p")
 """Pixel formats that all decoders turn into the same RGB; for 10 bit they round differently."""
@@ -32,6 +32,15 @@ def is_indexed(probe: VideoProbe) -> bool:
         and keys[0] == times[0]
         and len(set(times)) == len(times)
     )
+
+
+def starts_at_keys(probe: VideoProbe) -> bool:
+    """Return whether decoding can start at every key frame of an indexed file.
+
+    In H.264 a key frame may be one from which decoding recovers later, or cannot start strictly.
+    """
+    is_open = probe.codec == "h264" and probe.has_open_gop
+    return is_indexed(probe) and probe.codec in _CODECS and not is_open
 
 
 def delivered(pixels: Frame, probe: VideoProbe, *, number: int, time_s: float) -> SourceFrame:

@@ -74,7 +74,7 @@ def test_clips_are_what_the_scan_saw(video, drawn):
             WantedClip(height=32, width=64, frames=clip["frames"], crc32=clip["crc32"])
             for clip in clips
         ]
-        read = list(decoder.clips(video, wanted, scan_decoder="pyav", sha256=scanned.sha256))
+        read = list(decoder.clips(video, wanted, sha256=scanned.sha256))
     for clip, found in zip(clips, read, strict=True):
         assert found.frames.shape == (8, 32, 64, 3)
         assert [drawn.number(frame) for frame in found.frames] == clip["frames"]
@@ -85,15 +85,30 @@ def test_a_decoder_that_lies_is_not_believed(video, drawn):
     """Frame checksums that no fast way gives: the strict way reads what the file holds."""
     wanted = [WantedClip(height=32, width=64, frames=[3, 4], crc32=[1, 2])]
     with DecoderProcess(DecodeConfig()) as decoder:
-        (clip,) = decoder.clips(video, wanted, scan_decoder="pyav", sha256=sha256_of_file(video))
+        (clip,) = decoder.clips(video, wanted, sha256=sha256_of_file(video))
     assert clip.decoder == "pyav"
     assert [drawn.number(frame) for frame in clip.frames] == [3, 4]
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord", "torchcodec"])
+def test_the_decoder_that_is_asked_for_reads_the_clips(video, drawn, backend):
+    with DecoderProcess(DecodeConfig(backend=backend)) as decoder:
+        clips = decoder.scan(video, SETTINGS).scan["clips"]
+        wanted = [
+            WantedClip(height=32, width=64, frames=clip["frames"], crc32=clip["crc32"])
+            for clip in clips
+        ]
+        read = list(decoder.clips(video, wanted, sha256=sha256_of_file(video)))
+    assert {clip.decoder for clip in read} == {backend}
+    assert [[drawn.number(f) for f in clip.frames] for clip in read] == [
+        clip["frames"] for clip in clips
+    ]
 
 
 def test_a_file_that_is_not_the_scanned_one_is_refused(video):
     wanted = [WantedClip(height=32, width=64, frames=[3, 4], crc32=[1, 2])]
     with DecoderProcess(DecodeConfig()) as decoder, pytest.raises(DecodeError) as caught:
-        list(decoder.clips(video, wanted, scan_decoder="pyav", sha256="0" * 64))
+        list(decoder.clips(video, wanted, sha256="0" * 64))
     assert (caught.value.stage, caught.value.exception) == ("read", "Changed")
 
 
@@ -153,7 +168,7 @@ def test_a_crash_between_clips_repeats_none_of_them(faults, drawn, tmp_path):
             WantedClip(height=320, width=640, frames=clip["frames"], crc32=clip["crc32"])
             for clip in clips
         ]
-        reading = decoder.clips(video, wanted, scan_decoder="pyav", sha256=sha256_of_file(video))
+        reading = decoder.clips(video, wanted, sha256=sha256_of_file(video))
         first = next(reading)
         decoder._process.kill()
         rest = list(reading)
@@ -168,7 +183,7 @@ def test_a_reader_that_stops_early_leaves_a_usable_decoder(video):
             WantedClip(height=32, width=64, frames=clip["frames"], crc32=clip["crc32"])
             for clip in clips
         ]
-        reading = decoder.clips(video, wanted, scan_decoder="pyav", sha256=sha256_of_file(video))
+        reading = decoder.clips(video, wanted, sha256=sha256_of_file(video))
         assert np.any(next(reading).frames)
         reading.close()
         assert len(decoder.scan(video, SETTINGS).scan["clips"]) == 2

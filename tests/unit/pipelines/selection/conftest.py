@@ -1,6 +1,6 @@
 """Videos made of arrays: textures that move by known amounts, and shots that follow each other."""
 
-
+import cv2
 import numpy as np
 import pytest
 

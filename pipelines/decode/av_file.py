@@ -15,6 +15,7 @@ __all__ = ["Converter", "check_dimensions", "decoded", "open_video", "probe_refu
 
 _SCRIPTS = ("concat", "dash", "hls", "image2", "imf", "mlv", "sdp")
 """Formats that name other files; the hash of such a file says nothing about its frames."""
+_SMALLEST_SIDE = 8
 _LARGEST_SIDE = 16384
 _MOST_PIXELS = 2**26
 """Twice a frame of 8K; one RGB frame is then 192 MiB. Larger ones are damage, or an attack."""
@@ -51,13 +52,19 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def check_dimensions(height: int, width: int) -> None:
-    """Refuse a picture that is empty or larger than any camera's.
+    """Refuse a picture that is empty, a few pixels, or larger than any camera's.
 
     Raises:
         DecodeError: the size in pixels is absurd.
     """
     if height < 1 or width < 1:
         raise probe_refusal(f"the size of the picture is {width}x{height}", "NoSize")
+    if min(height, width) < _SMALLEST_SIDE:
+        raise probe_refusal(
+            f"the picture is {width}x{height}, and at least {_SMALLEST_SIDE} pixels per side are "
+            "needed to show anything",
+            "TooSmall",
+        )
     if max(height, width) > _LARGEST_SIDE or height * width > _MOST_PIXELS:
         raise probe_refusal(
             f"the picture is {width}x{height}, and {_LARGEST_SIDE} per side and {_MOST_PIXELS} "

@@ -53,24 +53,22 @@ def write_video(path: Path, seed: int, *, size=(32, 32), num_frames=16, audio_on
     return path.read_bytes()
 
 
-def enormous(content: bytes) -> bytes:
-    """Let the header of an mp4 and its codec claim 65535 x 65535 pixels."""
-    size = (32).to_bytes(2, "big")
-    place = content.index(b"avc1", content.index(b"moov")) + 4 + 24
-    assert content[place : place + 4] == size * 2
-    return content[:place] + b"\xff\xff\xff\xff" + content[place + 4 :]
+def enormous(path: Path, number: int) -> None:
+    """Write JPEG pictures that claim 65500 x 65500 pixels."""
+    write_jpegs(path, size=(32, 32))
+    content, marker = path.read_bytes(), b"\xff\xc0\x00\x11\x08"
+    claim = marker + (65500 - number).to_bytes(2, "big") + (65500).to_bytes(2, "big")
+    assert content.count(marker + bytes([0, 32, 0, 32])) == 16
+    path.write_bytes(content.replace(marker + bytes([0, 32, 0, 32]), claim))
 
 
-def one_pixel(path: Path) -> None:
+def write_jpegs(path: Path, size: tuple[int, int]) -> None:
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mjpeg", rate=16)
-        stream.height, stream.width, stream.pix_fmt = 1, 1, "yuvj444p"
+        stream.height, stream.width, stream.pix_fmt = *size, "yuvj444p"
         for _ in range(16):
-            file.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(np.zeros((1, 1, 3), np.uint8), format="rgb24")
-                )
-            )
+            picture = np.zeros((*size, 3), np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
 
 
@@ -89,16 +87,16 @@ def poisoned(tmp_path_factory) -> Path:
         (folder / f"empty-{number}.mp4").write_bytes(b"")
         (folder / f"text-{number}.mp4").write_text("this is not a video " * (number + 1))
         (folder / f"image-{number}.avi").write_bytes(b"\x89PNG\r\n\x1a\n" + noise(200 + number))
-        middle = content.index(b"mdat") + 60 + 40 * number
+        middle = content.index(b"mdat") + 720 + 20 * number  # after the notes of the encoder
         (folder / f"damaged-{number}.mp4").write_bytes(
-            content[:middle] + noise(400) + content[middle + 400 :]
+            content[:middle] + noise(200) + content[middle + 200 :]
         )
-        (folder / f"enormous-{number}.mp4").write_bytes(enormous(content) + bytes(number))
+        enormous(folder / f"enormous-{number}.avi", number)
         write_video(folder / f"audio-{number}.mp4", number, audio_only=True)
         (folder / f"audio-{number}.mp4").open("ab").write(b"\0\0\0\x09free" + bytes([number]))
         write_video(folder / f"one-frame-{number}.mp4", 1000 + number, num_frames=1)
     for number in range(2):
-        one_pixel(folder / f"pixel-{number}.avi")
+        write_jpegs(folder / f"pixel-{number}.avi", (1, 1))
         (folder / f"pixel-{number}.avi").open("ab").write(bytes(number))
         (folder / f"folder-{number}.mp4").mkdir()
         (folder / f"loop-{number}.mp4").symlink_to(f"loop-{number}.mp4")
@@ -129,7 +127,7 @@ def test_each_bad_file_costs_itself_only(cil, poisoned, tmp_path, monkeypatch):
     lines = (output / "dataset" / "quarantine.jsonl").read_text().splitlines()
     refused = [json.loads(line) for line in lines]
     bad = [path for path in poisoned.iterdir() if not path.name.startswith("good")]
-    expected = {path.name for path in bad if not path.is_dir()}
+    expected = {path.name for path in bad}
     assert Counter(item["path"] for item in refused) == Counter(expected)
     assert all(item["message"] and item["exception"] for item in refused)
     by_kind: dict[str, set[tuple[str, str]]] = {}

@@ -207,6 +207,11 @@ def _scans(source: SourceState) -> Iterator[dict[str, Any]]:
     return (record.scan for record in source.records if record.scan is not None)
 
 
+def _scans_of_videos(source: SourceState) -> Iterator[dict[str, Any]]:
+    """Yield one scan of each content that clips can be taken from."""
+    return (video.scan for video in source.videos.values() if video.scan is not None)
+
+
 def _videos(manifest: Manifest, source: SourceState) -> VideoCounts:
     totals = manifest.totals
     readable = [record for record in source.records if record.scan is not None]
@@ -225,10 +230,11 @@ def _videos(manifest: Manifest, source: SourceState) -> VideoCounts:
 def _clips(store: Store, manifest: Manifest, source: SourceState, hours: float) -> ClipCounts:
     selection = source.selection
     kept = [clip for clips in selection.kept.values() for clip in clips]
+    candidates = sum(len(scan["clips"]) for scan in _scans_of_videos(source))
     total = manifest.totals["clips"]
     of_gone = _clips_of_gone_videos(store, source) if manifest.totals["videos_gone"] else 0
     return ClipCounts(
-        candidates=len(kept) + len(selection.dropped),
+        candidates=candidates,
         kept=len(kept),
         dropped=len(selection.dropped),
         flagged=len(selection.flagged),

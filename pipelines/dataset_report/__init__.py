@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pipelines.config import RunConfig
 from pipelines.dataset_identity import PLAN_NAME
-from pipelines.dataset_report.details import details
+from pipelines.dataset_report.counting import details
 from pipelines.dataset_report.extremes import thumbnails
 from pipelines.dataset_report.page import render
 from pipelines.planning import changes

@@ -6,7 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BRIGHTNESS", "DURATIONS_S", "MOTION", "Bin", "Histogram", "binned", "common", "with_edges"]
+__all__ = [
+    "BRIGHTNESS",
+    "DURATIONS_S",
+    "MOTION",
+    "Bin",
+    "Histogram",
+    "binned",
+    "common",
+    "with_edges",
+]
 
 DURATIONS_S = (0.0, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, math.inf)
 """Edges for durations of videos, in seconds."""

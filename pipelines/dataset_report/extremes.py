@@ -8,7 +8,7 @@ import base64
 import heapq
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,11 @@ __all__ = ["ExtremeClip", "Gallery", "galleries", "thumbnails"]
 
 _MOST = 4
 _SPARE = 12
-"""More clips that are looked at, for those that were lost while they were encoded."""
+"""More videos that are looked at, for those that were lost while they were encoded."""
 _LARGEST_SIDE = 320
 _WEBP_QUALITY = 80
 
+_Order = Callable[[tuple[str, CandidateClip]], tuple[float, str, float]]
 _Place = tuple[str, str, int]
 """Shard, key, and number among the clips of the bucket."""
 
@@ -53,7 +54,7 @@ class ExtremeClip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gallery:
-    """The clips at one end of a scale, the outermost first."""
+    """The clips at one end of a scale, the outermost first, at most one of a video."""
 
     title: str
     score: str
@@ -70,19 +71,16 @@ def galleries(store: Store, manifest: Manifest, source: SourceState) -> list[Gal
         manifest: of the data set.
         source: its videos and the choice of clips.
     """
-    clips = [(sha, clip) for sha, kept in source.selection.kept.items() for clip in kept]
+    videos = {sha: clips for sha, clips in source.selection.kept.items() if clips}
     ends: list[tuple[str, str, str, int]] = [
         ("Least motion", "motion", "px/frame", 1),
         ("Most motion", "motion", "px/frame", -1),
         ("Darkest", "luma_mean", "of 255", 1),
         ("Brightest", "luma_mean", "of 255", -1),
     ]
-    ranked = [
-        heapq.nsmallest(_MOST + _SPARE, clips, key=_order(score, sign))
-        for _, score, _, sign in ends
-    ]
+    ranked = [_outermost(videos, _order(score, sign)) for _, score, _, sign in ends]
     places = _places(store, manifest, (pair for pairs in ranked for pair in pairs))
-    most = max(1, min(_MOST, len(clips) // 2))  # the ends of a small data set do not meet
+    most = max(1, min(_MOST, len(videos) // 2))  # the ends of a small data set do not meet
     found = []
     for (title, score, unit, _), pairs in zip(ends, ranked, strict=True):
         there = [(sha, clip) for sha, clip in pairs if (sha, clip.start_s) in places]
@@ -94,9 +92,15 @@ def galleries(store: Store, manifest: Manifest, source: SourceState) -> list[Gal
     return found
 
 
-def _order(
-    score: str, sign: int
-) -> Callable[[tuple[str, CandidateClip]], tuple[float, str, float]]:
+def _outermost(
+    videos: Mapping[str, Sequence[CandidateClip]], order: _Order
+) -> list[tuple[str, CandidateClip]]:
+    """Return the first clips in an order, one of a video."""
+    first = (min(((sha, clip) for clip in clips), key=order) for sha, clips in videos.items())
+    return heapq.nsmallest(_MOST + _SPARE, first, key=order)
+
+
+def _order(score: str, sign: int) -> _Order:
     def key(pair: tuple[str, CandidateClip]) -> tuple[float, str, float]:
         sha, clip = pair
         return sign * getattr(clip.scores, score), sha, clip.start_s

@@ -67,7 +67,7 @@ def render(
         versions=versions,
         pictures=pictures,
         files={what: redact_uri(where) for what, where in files.items()},
-        settings={name: _flat(value) for name, value in shown.settings.items()},
+        settings=_sections(shown.settings),
         stages=_STAGES,
         reasons=_REASONS,
     )
@@ -175,5 +175,7 @@ def _largest(shown: Histogram) -> int:
     return max(height(bar) for bar in shown.bins)
 
 
-def _flat(value: Any) -> Any:
-    return {"": value} if not isinstance(value, dict) else value
+def _sections(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Put settings that are in no section into one of their own."""
+    sections = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    return {"run": {k: v for k, v in settings.items() if k not in sections}, **sections}

@@ -73,7 +73,7 @@ class DroppedGroup:
     most: float | None
     """Largest measured value."""
     examples: list[ClipExample]
-    """Those nearest to the threshold."""
+    """Those nearest to the threshold, at most one of a video."""
 
 
 def refused_groups(refused: Iterable[QuarantineRecord]) -> list[RefusedGroup]:
@@ -110,9 +110,11 @@ def _dropped_group(
     reason: str, clips: Sequence[DroppedClip], videos: Mapping[str, VideoRecord]
 ) -> DroppedGroup:
     values = [clip.value for clip in clips if clip.value is not None]
-    first = heapq.nsmallest(
-        _EXAMPLES, clips, key=lambda clip: (_distance(clip), clip.content_sha256, clip.start_s)
-    )
+    nearest: dict[str, DroppedClip] = {}
+    for clip in clips:
+        known = nearest.setdefault(clip.content_sha256, clip)
+        if _order(clip) < _order(known):
+            nearest[clip.content_sha256] = clip
     examples = [
         ClipExample(
             name=videos[clip.content_sha256].name,
@@ -120,7 +122,7 @@ def _dropped_group(
             value=clip.value,
             repeats=_repeated(clip.repeats, videos),
         )
-        for clip in first
+        for clip in heapq.nsmallest(_EXAMPLES, nearest.values(), key=_order)
     ]
     return DroppedGroup(
         reason=reason,
@@ -132,10 +134,11 @@ def _dropped_group(
     )
 
 
-def _distance(clip: DroppedClip) -> float:
-    if clip.value is None or clip.threshold is None:
-        return math.inf
-    return abs(clip.value - clip.threshold)
+def _order(clip: DroppedClip) -> tuple[float, str, float]:
+    distance = math.inf
+    if clip.value is not None and clip.threshold is not None:
+        distance = abs(clip.value - clip.threshold)
+    return distance, clip.content_sha256, clip.start_s
 
 
 def _repeated(clip: str | None, videos: Mapping[str, VideoRecord]) -> str | None:

@@ -664,8 +664,10 @@ def test_names_from_outside_are_escaped(reported):
 
 def test_odd_bytes_of_a_name_do_not_stop_the_report(tmp_path):
     records = [video("odd \udcff.mp4", [(SMALL, 1.0, 90.0)]), broken("\ud800.mp4")]
-    raw, page = write(data_set(tmp_path, records))
+    before = [video("gone \udcff\n\u202e.mp4", [(SMALL, 1.0, 80.0)])]
+    raw, page = write(data_set(tmp_path, records, before=before))
     assert "odd \\udcff.mp4" in page
+    assert "no longer has gone \\udcff\\n\\u202e.mp4" in page
     assert raw["details"]["quarantine"][0]["examples"][0]["name"] == "\ud800.mp4"
 
 

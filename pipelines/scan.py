@@ -1,6 +1,7 @@
 """First pass over the videos, on Ray Data: which videos there are, and which clips they hold.
 
-    listing -> one Ray row per group of videos -> task: hash, probe, decode in order, score -> inventory
+    listing -> one Ray row per group of videos -> task: hash, probe, decode in order, score
+            -> inventory
 
 Every video is decoded once, strictly, in a process with limits. What is found is kept in the data
 set (`inventory.jsonl`), so only new and changed videos are scanned again. Nothing is chosen here.

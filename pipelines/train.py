@@ -126,8 +126,8 @@ def _check_clips(config: RunConfig, dataset: ShardReader) -> None:
     asked = [bucket.name for bucket in clip_buckets(config.data)]
     if dataset.bucket not in asked:
         wrong.append(
-            f"the settings describe clips of {', '.join(asked)} (height x width x frames), those of "
-            f"the data set are {dataset.bucket}"
+            f"the settings describe clips of {', '.join(asked)} (height x width x frames), those "
+            f"of the data set are {dataset.bucket}"
         )
     if wrong:
         raise ConfigError("; ".join(wrong) + "; use the settings that it was encoded with")

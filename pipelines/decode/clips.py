@@ -50,9 +50,11 @@ class Trust:
     _off: set[tuple[str, ...]] = field(default_factory=set)
 
     def allows(self, way: "_Way", probe: VideoProbe) -> bool:
+        """Tell whether a way of reading has been right so far for this kind of file."""
         return self._kind(way, probe) not in self._off
 
     def withdraw(self, way: "_Way", probe: VideoProbe) -> None:
+        """Do not read this kind of file that way again."""
         self._off.add(self._kind(way, probe))
 
     @staticmethod
@@ -74,7 +76,8 @@ def read_clips(
 
     Args:
         path: video file.
-        request: ``clips``, each with the fields of `WantedClip`, by their start; ``backend``, the one asked for or "auto"; ``sha256`` of the file.
+        request: ``clips``, each with the fields of `WantedClip`, by their start; ``backend``, the
+            decoder that is asked for or "auto"; ``sha256`` of the file.
         trust: ways that are known to be wrong; extended here.
         watch: passes an iterator of frames on and may tell others that it goes on.
 

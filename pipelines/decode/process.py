@@ -153,7 +153,8 @@ class DecoderProcess:
         if self._files >= _FILES_PER_PROCESS:
             self.close()
         self._start()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._waited, self._sha256 = 0.0, request.get("sha256")
         self._files += 1
         finished = False
@@ -224,7 +225,8 @@ class DecoderProcess:
 
     def _read(self, num_bytes: int, deadline: float) -> bytearray:
         """Read exactly so many bytes, waiting no longer than the limits allow."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         pipe = self._process.stdout
         poll = select.poll()
         poll.register(pipe.fileno(), select.POLLIN)

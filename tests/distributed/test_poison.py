@@ -1,4 +1,4 @@
-"""Two hundred files, forty of them bad in twelve ways, one that kills its decoder, one that hangs."""
+"""Two hundred files, forty of them bad; one kills its decoder, one lets it hang."""
 
 import json
 import os

@@ -140,7 +140,7 @@ def test_ten_deaths_at_random_moments_change_no_byte(cil, forty_videos, tmp_path
     done = []
     for number in range(10):
         process = start(cil, output, "encode", *source)
-        wait_for(lambda: process.poll() is not None or _has_workers(process), process)
+        _wait_for_workers(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=chance.uniform(0.0, 8.0))
         kind = ("command", "worker", "decoder", "node")[number % 4]
@@ -160,8 +160,12 @@ def test_ten_deaths_at_random_moments_change_no_byte(cil, forty_videos, tmp_path
     assert sum(code != 0 for _, code in done) >= 2, f"hardly any of the deaths was felt: {done}"
 
 
-def _has_workers(process: subprocess.Popen) -> bool:
-    return any("ray::" in _title(child) for child in _family(process))
+def _wait_for_workers(process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + _LIMIT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if any("ray::" in _title(child) for child in _family(process)):
+            return
+        time.sleep(0.05)
 
 
 def _family(process: subprocess.Popen) -> list[psutil.Process]:

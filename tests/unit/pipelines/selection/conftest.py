@@ -1,5 +1,7 @@
 """Videos made of arrays: textures that move by known amounts, and shots that follow each other."""
 
+import types
+
 import cv2
 import numpy as np
 import pytest

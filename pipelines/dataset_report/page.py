@@ -26,7 +26,7 @@ _STAGES = {
     "duplicate": "Copies of another video",
     "probe": "Not recognised as a video",
     "scan": "Could not be decoded",
-    "decode": "Failed when the clips were encoded",
+    "decode": "Could not be decoded",
     "select": "Too short for a clip",
 }
 _REASONS = {

@@ -99,7 +99,7 @@ class FirstStageConfig:
     patch_size: Count = 4
     """Side of the square patch that becomes one latent position, in pixels."""
     latent_channels: Count = 4
-    """Latent channels per position; at most 3 * patch_size^2."""
+    """Latent channels per position; below 3 * patch_size^2."""
     fit_videos: Count = 256
     """Fit on at most this many videos, the first ones in the order of their content hashes."""
 
@@ -350,9 +350,9 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
         yield f"select.{mistake}"
     if len(set(buckets)) < len(buckets):
         yield f"data.buckets must differ from each other, got {', '.join(data.buckets)}"
-    if stage.latent_channels > 3 * stage.patch_size**2:
+    if stage.latent_channels >= 3 * stage.patch_size**2:
         yield (
-            f"first_stage.latent_channels must be <= 3 * patch_size^2 = {3 * stage.patch_size**2}, "
+            f"first_stage.latent_channels must be < 3 * patch_size^2 = {3 * stage.patch_size**2}, "
             f"got {stage.latent_channels}"
         )
     if len(model.num_attention_heads) != len(model.block_out_channels):

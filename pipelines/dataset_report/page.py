@@ -25,7 +25,7 @@ _STAGES = {
     "read": "Could not be read",
     "duplicate": "Copies of another video",
     "probe": "Not recognised as a video",
-    "scan": "Could not be decoded",
+    "scan": "Stopped the decoder",
     "decode": "Could not be decoded",
     "select": "Too short for a clip",
 }

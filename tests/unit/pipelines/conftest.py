@@ -180,26 +180,38 @@ class SmallShards:
             quarantined=list(quarantined),
         )
 
-    def dataset(self, folder, counts=(3, 2), **clip):
-        """Write a data set with that many clips per shard; returns its manifest."""
-        sidecars, first = [], 0
+    def dataset(self, folder, counts=(3, 2), *, shapes=((2, 3, 4, 4),), **clip):
+        """Write a data set with that many clips per shard; returns its manifest.
+
+        Shards take the shapes in turn; clips of other lengths are another bucket.
+        """
+        sidecars, first, buckets = [], 0, {}
         for number, count in enumerate(counts):
-            clips = [self.clip(seed, **clip) for seed in range(first, first + count)]
-            sidecars.append(self.write(folder, clips, number))
+            shape = shapes[number % len(shapes)]
+            name = f"16x16x{shape[0]}"
+            clips = [self.clip(seed, shape=shape, **clip) for seed in range(first, first + count)]
+            sidecars.append(self.write(folder, clips, number, bucket=name))
+            bucket = buckets.setdefault(name, {"latents_shape": list(shape), "clips": 0})
+            bucket["clips"] += count
             first += count
-        shape = clip.get("shape", (2, 3, 4, 4))
         shards = [entry_of(sidecar) for sidecar in sidecars]
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             fingerprint=content_hash({"identity": IDENTITY, "shards": shards}),
             identity=IDENTITY,
             identity_hash=IDENTITY_HASH,
-            buckets={f"16x16x{shape[0]}": {"latents_shape": list(shape), "clips": first}},
+            buckets=buckets,
             shards=shards,
             totals={"videos": first, "clips": first, "shards": len(shards)},
         )
         write_json(folder / "manifest.json", manifest.to_json())
         return manifest
+
+
+def decoded_by_hand(path):
+    """All frames of a video as (N, H, W, 3) uint8 RGB, by PyAV alone, in order."""
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +226,10 @@ class EncodedRun:
     def dataset(self):
         """Folder of the data set."""
         return self.output / "dataset"
+
+    def frames(self, record):
+        """Frames of a clip of 32 x 32 videos, decoded independently, by their numbers."""
+        return decoded_by_hand(self.videos / record.path.replace("\\n", "\n"))[record.frames]
 
 
 def write_noise(path, seed, *, num_frames=32, fps=16):

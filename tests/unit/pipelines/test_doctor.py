@@ -46,7 +46,7 @@ def test_what_is_wrong_fails_with_what_to_do(checks, tmp_path):
     failed = {name: check for name, check in found.items() if check["state"] == "fail"}
     assert set(failed) == {"output", "mlflow", "videos"}
     assert "choose a folder" in failed["output"]["found"]
-    assert "give a folder with video files" in failed["videos"]["found"]
+    assert "give a folder with videos, a pattern, a table" in failed["videos"]["found"]
     assert "s3cret" not in err + json.dumps(found)
 
 

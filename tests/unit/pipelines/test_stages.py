@@ -174,7 +174,8 @@ def test_a_given_first_stage_must_divide_the_frames(config, encoded_run):
     assert stages.check_before_start("encode", change(config, first_stage=given)) is None
     wrong = change(config, first_stage=given, data={"width": 34})
     message = refused("encode", wrong)
-    assert "data.width must be a multiple of 4, which is what the first stage in" in message
+    assert "the width of a clip must be a multiple of 4" in message
+    assert f"which is what the first stage in {given['path']} divides by, got 34" in message
 
 
 def test_noise_that_the_schedule_does_not_know_is_refused():

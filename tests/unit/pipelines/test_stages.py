@@ -121,6 +121,19 @@ def test_all_problems_are_reported_together(config):
         assert words in message
 
 
+def test_a_data_set_elsewhere_is_checked_too(config, tmp_path):
+    (tmp_path / "file").write_text("x")
+    wrong = change(config, output={"dataset": str(tmp_path / "file" / "clips")})
+    assert refused("encode", wrong).startswith("output.dataset: cannot write to")
+    assert stages.check_before_start("train", wrong) is None
+
+
+@pytest.mark.parametrize("setting", ["dir", "dataset"])
+def test_a_data_set_may_not_go_among_the_videos(config, encoded_run, setting):
+    wrong = change(config, output={setting: str(encoded_run.videos / "sub")})
+    assert f"output.{setting} must not be inside data.videos" in refused("encode", wrong)
+
+
 @pytest.mark.parametrize(
     ("command", "matters"),
     [

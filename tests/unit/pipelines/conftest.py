@@ -21,6 +21,7 @@ from pipelines.dataset import open_dataset
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
 from pipelines.shards import (
     EncodedClip,
+    complete_sidecar,
     entry_of,
     load_manifest,
     moments_of,
@@ -179,6 +180,10 @@ class SmallShards:
             identity_hash=IDENTITY_HASH,
             quarantined=list(quarantined),
         )
+
+    def complete(self, dataset, number=0, **spec):
+        """Return the sidecar of a shard if it is complete."""
+        return complete_sidecar(open_store(dataset), self.spec(number, **spec), IDENTITY_HASH)
 
     def dataset(self, folder, counts=(3, 2), *, shapes=((2, 3, 4, 4),), **clip):
         """Write a data set with that many clips per shard; returns its manifest.

@@ -259,19 +259,29 @@ def map_rows_here(rows, work, *, settings, **_):
 
 
 @contextmanager
-def without_ray():
-    """Run stages in this process; nothing may start Ray."""
+def without_ray(log=None, *, backwards=False):
+    """Run stages in this process; nothing may start Ray.
+
+    The rows of each step go to ``log`` as (what is being done, row), if there is one.
+    """
+
+    def map_rows(rows, work, *, doing, **settings):
+        rows = list(rows)[::-1] if backwards else list(rows)
+        if log is not None:
+            log.extend((doing, row) for row in rows)
+        return map_rows_here(rows, work, **settings)
+
     with pytest.MonkeyPatch.context() as patch:
         for module in (scan, first_stage, encode, estimate):
-            patch.setattr(module, "map_rows", map_rows_here)
+            patch.setattr(module, "map_rows", map_rows)
         for module in (encode, estimate):
             patch.setattr(module, "ray_session", lambda *_, **__: nullcontext())
         yield
 
 
-def encode_without_ray(config):
+def encode_without_ray(config, log=None, *, backwards=False):
     """Run the stage with its tasks in this process; returns its report."""
-    with without_ray(), ExitStack() as session:
+    with without_ray(log, backwards=backwards), ExitStack() as session:
         return encode.run(config, session=session)
 
 
@@ -328,6 +338,24 @@ def model_folder(encoded_run, tiny_model, tmp_path_factory):
 def run_encode():
     """The encode stage without Ray: config -> report."""
     return encode_without_ray
+
+
+@pytest.fixture(scope="session")
+def here():
+    """Context in which stages run in this process, without Ray."""
+    return without_ray
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """Writer of small colourful videos."""
+    return write_noise
+
+
+@pytest.fixture(scope="session")
+def by_hand():
+    """Reader of all frames of a video, by PyAV alone."""
+    return decoded_by_hand
 
 
 @pytest.fixture(scope="session")

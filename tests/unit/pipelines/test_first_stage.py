@@ -109,9 +109,10 @@ def test_a_given_first_stage_is_copied_into_the_data_set(encoded_run, source, em
     made = ensure_first_stage(config, empty_store, source)
     assert made.fingerprint() == load_first_stage(given).fingerprint()
     assert {name.partition("/")[0] for name in empty_store.list()} == {"first_stage"}
-    assert empty_store.read("first_stage/first_stage.json") == (
-        given / "first_stage.json"
-    ).read_bytes()
+    assert (
+        empty_store.read("first_stage/first_stage.json")
+        == (given / "first_stage.json").read_bytes()
+    )
 
 
 def test_a_first_stage_that_is_there_is_kept(encoded_run, source, monkeypatch):

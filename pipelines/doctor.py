@@ -66,13 +66,14 @@ def run(config: RunConfig, *, as_json: bool) -> int:
     checks = [_python(), *_packages(), _hf_kernels(), _gpu(), _ffmpeg(), _ray(config)]
     checks.append(_disk(config))
     checks.append(_setting("output", config.output.dir, lambda: _writable(config)))
-    checks.append(
-        _setting(
-            "dataset",
-            redact_uri(dataset_of(config)),
-            lambda: open_store(dataset_of(config)).check_writable("output.dataset"),
+    if config.output.dataset is not None:
+        checks.append(
+            _setting(
+                "dataset",
+                redact_uri(dataset_of(config)),
+                lambda: open_store(dataset_of(config)).check_writable("output.dataset"),
+            )
         )
-    )
     checks.append(
         _setting("mlflow", tracking.shown_uri(config), lambda: tracking.check_tracking(config))
     )

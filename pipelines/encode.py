@@ -95,6 +95,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     """
     watch = Stopwatch()
     store = open_store(dataset_of(config))
+    _refuse_newer_format(store)
     settings = settings_identity(config)
     refuse_other_identity(store, settings)
     listing = list_videos(config.data.videos, options=source_options(config))
@@ -119,6 +120,18 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     store.remove_temporaries()  # of workers that died and were replaced
     manifest = _finish(store, plan, source, first_stage)
     return _report(store, config, manifest, source, watch, reused=False)
+
+
+def _refuse_newer_format(store: Store) -> None:
+    """Stop before anything of a newer program's data set is overwritten."""
+    if not store.exists(MANIFEST_NAME):
+        return
+    try:
+        load_manifest(store)
+    except NewerFormatError:
+        raise
+    except DataError:
+        return  # damaged: it is written again
 
 
 def _make_plan(
@@ -203,7 +216,8 @@ def _finish(store: Store, plan: _Plan, source: SourceState, first_stage: FirstSt
     sidecars = _sidecars(store, plan)
     shards = [entry_of(sidecar) for sidecar in sidecars if sidecar.count]
     late = [QuarantineRecord.from_json(q) for s in sidecars for q in s.quarantined]
-    refused = [*late, *source.refused]
+    # once, also where several shards wanted clips of a video
+    refused = [*dict.fromkeys(late), *source.refused]
     save_refusals(store, refused, source.selection)
     if not shards:
         raise NoClipsError(refused, len(source.selection.dropped))

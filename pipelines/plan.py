@@ -43,20 +43,25 @@ _RECORD_BYTES = 4000
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def plan_encoding(config: RunConfig, *, num_probed: int = _PROBED_VIDEOS) -> RunReport:
+def plan_encoding(config: RunConfig, *, num_probed: int | None = None) -> RunReport:
     """Say what `encode` would do.
 
     Args:
         config: the run.
-        num_probed: videos that are scanned if the data set's inventory is not complete.
+        num_probed: videos that are scanned if the data set's inventory is not complete; None takes
+            a few.
 
     Returns:
         Counts by bucket and reason, shards, bytes and hours; estimated from the probed videos
         where ``inputs["estimated"]`` is true.
 
     Raises:
-        ConfigError: the source is not there.
+        ConfigError: the source is not there, or no video would be looked at.
     """
+    if num_probed is None:
+        num_probed = _PROBED_VIDEOS
+    if num_probed < 1:
+        raise ConfigError(f"--probe must be >= 1 video, got {num_probed}; 50 is usual")
     watch = Stopwatch()
     store = open_store(dataset_of(config))
     listing = list_videos(config.data.videos, options=source_options(config))
@@ -231,13 +236,3 @@ def _clip_bytes(config: RunConfig, name: str) -> int:
         channels, factor = stage.latent_channels, stage.downsampling
     values = bucket.num_frames * channels * (bucket.height // factor) * (bucket.width // factor)
     return 2 * values * _BYTES[config.encode.latents_dtype] + _RECORD_BYTES
-
-
-def check_plan(num_probed: int) -> None:
-    """Check the options of `cil plan`.
-
-    Raises:
-        ConfigError: no video would be looked at.
-    """
-    if num_probed < 1:
-        raise ConfigError(f"--probe must be >= 1 video, got {num_probed}; 50 is usual")

@@ -295,7 +295,7 @@ def complete_sidecar(store: Store, spec: ShardSpec, identity_hash: str) -> Shard
         content_hash(spec.to_json()),
         identity_hash,
     )
-    if not same:
+    if not same or not _has_inputs_of(sidecar, spec):
         return None
     if sidecar.count:
         if store.size(tar_name(spec.name)) != sidecar.num_bytes:
@@ -303,6 +303,16 @@ def complete_sidecar(store: Store, spec: ShardSpec, identity_hash: str) -> Shard
         if not store.exists(moments_name(spec.name)):
             return None
     return sidecar
+
+
+def _has_inputs_of(sidecar: ShardSidecar, spec: ShardSpec) -> bool:
+    """Tell whether a sidecar, which may be damaged, lists the inputs of its shard."""
+    try:
+        there = [(item["path"], item["sha256"]) for item in sidecar.inputs]
+        clips = sum(item["clips"] for item in sidecar.inputs)
+    except (TypeError, KeyError):
+        return False
+    return there == [(i["path"], i["sha256"]) for i in spec.inputs] and clips == sidecar.count
 
 
 def load_manifest(dataset: Location) -> Manifest:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cil.errors import StageError
+from cil.errors import DataError, StageError
 from pipelines.config import RunConfig
 from pipelines.dataset_identity import PLAN_NAME
 from pipelines.planning import changes, without_copies
@@ -125,10 +125,20 @@ def places(source: SourceState) -> dict[str, SourceVideo]:
 
 
 def planned(store: Store) -> list[ShardSpec]:
-    """Return the shards of the data set's plan; none if there is no plan."""
+    """Return the shards of the plan; none if there is no plan yet.
+
+    Raises:
+        DataError: the plan is damaged.
+    """
     if not store.exists(PLAN_NAME):
         return []
-    return [ShardSpec.from_json(item) for item in read_json(store, PLAN_NAME)["shards"]]
+    try:
+        return [ShardSpec.from_json(item) for item in read_json(store, PLAN_NAME)["shards"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{store.url(PLAN_NAME)} is damaged, it lists no shards; delete the data set, or "
+            "restore the file"
+        ) from error
 
 
 def save_refusals(store: Store, refused: Sequence[QuarantineRecord], selection: Selection) -> None:

@@ -38,7 +38,8 @@ def check_before_start(command: str, config: RunConfig) -> None:
         checks.append(lambda: check_source(config.data.videos, source_options(config)))
         checks.append(lambda: _check_apart(config))
         checks.append(lambda: _check_first_stage(config))
-        checks.append(lambda: open_store(dataset_of(config)).check_writable("output.dataset"))
+        if config.output.dataset is not None:
+            checks.append(lambda: open_store(dataset_of(config)).check_writable("output.dataset"))
     if command in ("run", "train", "register"):
         checks.append(lambda: tracking.check_tracking(config))
     if command in ("run", "train"):

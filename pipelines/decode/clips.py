@@ -86,11 +86,16 @@ def read_clips(
 
     Raises:
         DecodeError: the file is not the scanned one, or cannot be decoded as it was.
+        OSError: the file is gone.
     """
     wanted = [WantedClip(**clip) for clip in request["clips"]]
     if not wanted:
         return
-    probe = probe_video(path, watch)
+    try:
+        probe = probe_video(path, watch)
+    except DecodeError:
+        _check_unchanged(path, request["sha256"])
+        raise
     done = 0
     for way in _ways(probe, wanted, request["backend"], trust):
         try:
@@ -104,13 +109,7 @@ def read_clips(
             trust.withdraw(way, probe)
         except DecodeError:
             trust.withdraw(way, probe)
-    if sha256_of_file(path) != request["sha256"]:
-        raise DecodeError(
-            "the file changed while the data set was encoded; encode again to take the new content",
-            stage="read",
-            decoder=None,
-            exception="Changed",
-        )
+    _check_unchanged(path, request["sha256"])
     # The scanning decoder again, in order. Another machine's scaler may round differently, so equal
     # content is enough here.
     strict = _Way("pyav", random_access=False)
@@ -123,6 +122,17 @@ def read_clips(
             stage="decode",
             decoder=strict.decoder,
             exception="FewerFrames",
+        )
+
+
+def _check_unchanged(path: Path, sha256: str) -> None:
+    """Refuse a file that is not the scanned one; one that is gone raises OSError."""
+    if sha256_of_file(path) != sha256:
+        raise DecodeError(
+            "the file changed while the data set was encoded; encode again to take the new content",
+            stage="read",
+            decoder=None,
+            exception="Changed",
         )
 
 

@@ -21,6 +21,7 @@ from pipelines.dataset import open_dataset
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
 from pipelines.shards import (
     EncodedClip,
+    complete_sidecar,
     entry_of,
     load_manifest,
     moments_of,
@@ -180,26 +181,42 @@ class SmallShards:
             quarantined=list(quarantined),
         )
 
-    def dataset(self, folder, counts=(3, 2), **clip):
-        """Write a data set with that many clips per shard; returns its manifest."""
-        sidecars, first = [], 0
+    def complete(self, dataset, number=0, **spec):
+        """Return the sidecar of a shard if it is complete."""
+        return complete_sidecar(open_store(dataset), self.spec(number, **spec), IDENTITY_HASH)
+
+    def dataset(self, folder, counts=(3, 2), *, shapes=((2, 3, 4, 4),), **clip):
+        """Write a data set with that many clips per shard; returns its manifest.
+
+        Shards take the shapes in turn; clips of other lengths are another bucket.
+        """
+        sidecars, first, buckets = [], 0, {}
         for number, count in enumerate(counts):
-            clips = [self.clip(seed, **clip) for seed in range(first, first + count)]
-            sidecars.append(self.write(folder, clips, number))
+            shape = shapes[number % len(shapes)]
+            name = f"16x16x{shape[0]}"
+            clips = [self.clip(seed, shape=shape, **clip) for seed in range(first, first + count)]
+            sidecars.append(self.write(folder, clips, number, bucket=name))
+            bucket = buckets.setdefault(name, {"latents_shape": list(shape), "clips": 0})
+            bucket["clips"] += count
             first += count
-        shape = clip.get("shape", (2, 3, 4, 4))
         shards = [entry_of(sidecar) for sidecar in sidecars]
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             fingerprint=content_hash({"identity": IDENTITY, "shards": shards}),
             identity=IDENTITY,
             identity_hash=IDENTITY_HASH,
-            buckets={f"16x16x{shape[0]}": {"latents_shape": list(shape), "clips": first}},
+            buckets=buckets,
             shards=shards,
             totals={"videos": first, "clips": first, "shards": len(shards)},
         )
         write_json(folder / "manifest.json", manifest.to_json())
         return manifest
+
+
+def decoded_by_hand(path):
+    """All frames of a video as (N, H, W, 3) uint8 RGB, by PyAV alone, in order."""
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +231,10 @@ class EncodedRun:
     def dataset(self):
         """Folder of the data set."""
         return self.output / "dataset"
+
+    def frames(self, record):
+        """Frames of a clip of 32 x 32 videos, decoded independently, by their numbers."""
+        return decoded_by_hand(self.videos / record.path.replace("\\n", "\n"))[record.frames]
 
 
 def write_noise(path, seed, *, num_frames=32, fps=16):
@@ -238,19 +259,29 @@ def map_rows_here(rows, work, *, settings, **_):
 
 
 @contextmanager
-def without_ray():
-    """Run stages in this process; nothing may start Ray."""
+def without_ray(log=None, *, backwards=False):
+    """Run stages in this process; nothing may start Ray.
+
+    The rows of each step go to ``log`` as (what is being done, row), if there is one.
+    """
+
+    def map_rows(rows, work, *, doing, **settings):
+        rows = list(rows)[::-1] if backwards else list(rows)
+        if log is not None:
+            log.extend((doing, row) for row in rows)
+        return map_rows_here(rows, work, **settings)
+
     with pytest.MonkeyPatch.context() as patch:
         for module in (scan, first_stage, encode, estimate):
-            patch.setattr(module, "map_rows", map_rows_here)
+            patch.setattr(module, "map_rows", map_rows)
         for module in (encode, estimate):
             patch.setattr(module, "ray_session", lambda *_, **__: nullcontext())
         yield
 
 
-def encode_without_ray(config):
+def encode_without_ray(config, log=None, *, backwards=False):
     """Run the stage with its tasks in this process; returns its report."""
-    with without_ray(), ExitStack() as session:
+    with without_ray(log, backwards=backwards), ExitStack() as session:
         return encode.run(config, session=session)
 
 
@@ -307,6 +338,24 @@ def model_folder(encoded_run, tiny_model, tmp_path_factory):
 def run_encode():
     """The encode stage without Ray: config -> report."""
     return encode_without_ray
+
+
+@pytest.fixture(scope="session")
+def here():
+    """Context in which stages run in this process, without Ray."""
+    return without_ray
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """Writer of small colourful videos."""
+    return write_noise
+
+
+@pytest.fixture(scope="session")
+def by_hand():
+    """Reader of all frames of a video, by PyAV alone."""
+    return decoded_by_hand
 
 
 @pytest.fixture(scope="session")

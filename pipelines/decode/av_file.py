@@ -59,17 +59,17 @@ def check_dimensions(height: int, width: int) -> None:
     """
     if height < 1 or width < 1:
         raise probe_refusal(f"the size of the picture is {width}x{height}", "NoSize")
-    if min(height, width) < _SMALLEST_SIDE:
-        raise probe_refusal(
-            f"the picture is {width}x{height}, and at least {_SMALLEST_SIDE} pixels per side are "
-            "needed to show anything",
-            "TooSmall",
-        )
     if max(height, width) > _LARGEST_SIDE or height * width > _MOST_PIXELS:
         raise probe_refusal(
             f"the picture is {width}x{height}, and {_LARGEST_SIDE} per side and {_MOST_PIXELS} "
             "pixels are allowed",
             "TooLarge",
+        )
+    if min(height, width) < _SMALLEST_SIDE:
+        raise probe_refusal(
+            f"the picture is {width}x{height}, and at least {_SMALLEST_SIDE} pixels per side are "
+            "needed to show anything",
+            "TooSmall",
         )
 
 

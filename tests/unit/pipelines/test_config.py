@@ -170,7 +170,7 @@ def test_settings_that_do_not_fit_each_other_are_counted_one_by_one(mistakes):
         "FILE has 6 mistakes:",
         "  data.height must be a multiple of first_stage.patch_size = 4, got 30",
         "  data.width must be a multiple of first_stage.patch_size = 4, got 34",
-        "  first_stage.latent_channels must be <= 3 * patch_size^2 = 48, got 49",
+        "  first_stage.latent_channels must be < 3 * patch_size^2 = 48, got 49",
         "  model.num_attention_heads must have one number per level of model.block_out_channels, "
         "got 2 and 3",
         "  model.sigma_max must be > sigma_min = 2.0, got 1.0",

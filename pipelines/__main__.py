@@ -174,8 +174,11 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         return doctor.run(config, as_json=common.json)
     if command == "plan":
         from pipelines.plan import plan_encoding
+        from pipelines.plan_table import show_plan
 
-        _finish([plan_encoding(config, num_probed=own.probe)], common)
+        report = plan_encoding(config, num_probed=own.probe)
+        show_plan(report)
+        _print_json([report], common)
         return 0
     from pipelines import stages
 
@@ -264,6 +267,10 @@ def _finish(reports: "list[RunReport]", common: argparse.Namespace) -> None:
             console.print(f"    {name}: {value}", markup=False)
         if report.stage == "register":
             console.print(_how_to_use(report), markup=False)
+    _print_json(reports, common)
+
+
+def _print_json(reports: "list[RunReport]", common: argparse.Namespace) -> None:
     if common.json:
         result: dict[str, Any] = {report.stage: report.to_json() for report in reports}
         print(json.dumps(result, sort_keys=True))

@@ -38,8 +38,10 @@ __all__ = ["plan_encoding"]
 
 _PROBED_VIDEOS = 50
 _PROBED_CLIPS = 8
-_RECORD_BYTES = 4000
-"""Record, thumbnail and tar headers of a clip, in bytes; measured, not exact."""
+_RECORD_BYTES = 5000
+"""Record, conditions and tar headers of a clip, in bytes; roughly."""
+_THUMBNAIL_BYTES_PER_PIXEL = 0.3
+"""Of a WebP thumbnail; roughly."""
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -198,7 +200,7 @@ def _report(
             "videos": redact_uri(config.data.videos),
             "files": len(listing.videos),
             "probed": len(records),
-            "estimated": factor > 1 or num_new > 0,
+            "estimated": len(records) < len(listing.videos),
         },
         outputs={
             "kept_by_bucket": {name: round(count * factor) for name, count in sorted(kept.items())},
@@ -235,4 +237,5 @@ def _clip_bytes(config: RunConfig, name: str) -> int:
         stage = load_first_stage(config.first_stage.path)
         channels, factor = stage.latent_channels, stage.downsampling
     values = bucket.num_frames * channels * (bucket.height // factor) * (bucket.width // factor)
-    return 2 * values * _BYTES[config.encode.latents_dtype] + _RECORD_BYTES
+    thumbnail = round(_THUMBNAIL_BYTES_PER_PIXEL * bucket.height * bucket.width)
+    return 2 * values * _BYTES[config.encode.latents_dtype] + _RECORD_BYTES + thumbnail

@@ -6,6 +6,7 @@ Nothing is written but temporary files.
 """
 
 import hashlib
+import math
 import tempfile
 import time
 from collections import Counter
@@ -186,7 +187,10 @@ def _report(
         if record.refused
     )
     too_short = sum(1 for video in videos.values() if video.scan and video.scan["reason"])
-    specs = extend_plan((), videos, selection.kept, videos_per_shard=config.encode.videos_per_shard)
+    per_shard = config.encode.videos_per_shard
+    specs = extend_plan((), videos, selection.kept, videos_per_shard=per_shard)
+    inputs = Counter(spec.bucket for spec in specs for _ in spec.inputs)
+    shards = sum(math.ceil(round(count * factor) / per_shard) for count in inputs.values())
     num_bytes = sum(_clip_bytes(config, bucket) * count for bucket, count in kept.items())
     clips = sum(kept.values())
     workers = config.encode.num_workers
@@ -221,7 +225,7 @@ def _report(
             "videos_refused": float(round(sum(refused.values()) * factor)),
             "videos_too_short": float(round(too_short * factor)),
             "copies": float(round(num_copies * factor)),
-            "shards": float(round(len(specs) * factor) or len(specs)),
+            "shards": float(shards),
             "gigabytes": round(num_bytes * factor / 1e9, 4),
         },
         seconds=seconds,

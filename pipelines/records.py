@@ -122,7 +122,7 @@ class QuarantineRecord(_Record):
     sha256: str | None
     """Hash of the content, or None if it could not be read."""
     stage: str
-    """Where it was refused: list, read, duplicate, probe, scan, decode or select."""
+    """Where it was refused: read, duplicate, probe, scan, decode, clips or select."""
     decoder: str | None
     """Library that failed, if one did."""
     exception: str
@@ -144,7 +144,7 @@ class ShardSpec(_Record):
     bucket: str
     """Height x width x frames of all of its clips."""
     inputs: list[dict[str, Any]]
-    """Source videos as {path, sha256, caption, fps, decoder, clips}, in order; ``clips`` are
+    """Source videos as {path, sha256, caption, source_fps, decoder, clips}, in order; ``clips`` are
     `CandidateClip`."""
 
 
@@ -175,7 +175,7 @@ class ShardSidecar(_Record):
     members: dict[str, dict[str, list[int]]]
     """key -> member suffix -> [offset, size] of its bytes in the tar file."""
     moments: dict[str, Any]
-    """File name, hash and clip count of the shard's partial moments."""
+    """Hash, clip count and variance of the shard's partial moments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,8 +206,8 @@ class Manifest(_Record):
     shards: list[dict[str, Any]]
     """`ShardEntry` of each shard with clips, in order."""
     totals: dict[str, int]
-    """Counts: videos, videos_encoded, videos_without_clips, videos_quarantined, clips,
-    clips_dropped, shards, bytes."""
+    """Counts: videos, videos_encoded, videos_without_clips, videos_quarantined, videos_gone,
+    clips, clips_dropped, shards, bytes."""
     quarantined_by_stage: dict[str, int] = field(default_factory=dict)
     """Refused files by stage."""
 

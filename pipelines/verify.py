@@ -187,6 +187,7 @@ def _clip_faults(
     if record.key != key:
         yield f"its record is of {record.key}"
     latents = load_tensors(content(LATENTS_SUFFIX))
+    usable = True
     for name in ("mean", "std"):
         tensor = latents[name]
         if list(tensor.shape) != shape:
@@ -194,14 +195,17 @@ def _clip_faults(
             return
         if not bool(torch.isfinite(tensor.float()).all()):
             yield f"{name} is not finite"
+            usable = False
     if bool((latents["std"].float() < 0).any()):
         yield "std is negative"
+        usable = False
     for name, tensor in load_tensors(content(CONDITION_SUFFIX)).items():
         if not bool(torch.isfinite(tensor.float()).all()):
             yield f"{name} is not finite"
     if content(THUMBNAIL_SUFFIX)[:4] != b"RIFF":
         yield "its thumbnail is not a WebP image"
-    moments.update(latents["mean"].double()[None], latents["std"].double()[None])
+    if usable:  # else the moments refuse it, and the reason above would be lost
+        moments.update(latents["mean"].double()[None], latents["std"].double()[None])
 
 
 def _moments_faults(store: Store, sidecar: ShardSidecar, moments: LatentMoments) -> Iterator[str]:

@@ -13,6 +13,8 @@ from pipelines.store import Store, read_json
 __all__ = ["PLAN_NAME", "clip_hash", "refuse_other_identity", "settings_identity"]
 
 PLAN_NAME = "plan.json"
+_ARITHMETIC = ("compute_dtype", "frames_per_chunk", "tile_size")
+"""How a VAE computes; its fingerprint does not know."""
 
 
 def settings_identity(config: RunConfig) -> dict[str, Any]:
@@ -36,9 +38,7 @@ def settings_identity(config: RunConfig) -> dict[str, Any]:
         if path is None
         else {
             "fingerprint": load_first_stage(path).fingerprint(),
-            "compute_dtype": encode.compute_dtype,
-            "frames_per_chunk": encode.frames_per_chunk,
-            "tile_size": encode.tile_size,
+            **{name: getattr(encode, name) for name in _ARITHMETIC},
         },
         "condition": condition_identity(config),
     }
@@ -82,8 +82,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def clip_hash(identity: dict[str, Any]) -> str:
+    """Hash what decides the bytes of a clip, whatever other clips are in the data set."""
     settings = identity["settings"]
-    names = ("clips", "posterior", "seed", "latents_dtype", "condition")
+    names = ("posterior", "seed", "latents_dtype", "condition")
     about = {name: settings[name] for name in names}
     about["clips"] = {"fps": settings["clips"]["fps"]}
+    about["arithmetic"] = {name: settings["first_stage"].get(name) for name in _ARITHMETIC}
     return content_hash({**about, "first_stage": identity["first_stage"]})

@@ -200,7 +200,7 @@ def _report(
             "videos": redact_uri(config.data.videos),
             "files": len(listing.videos),
             "probed": len(records),
-            "estimated": factor > 1 or num_new > 0,
+            "estimated": len(records) < len(listing.videos),
         },
         outputs={
             "kept_by_bucket": {name: round(count * factor) for name, count in sorted(kept.items())},

@@ -219,6 +219,10 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
         epilog="examples: cil verify build/demo/run/dataset; cil verify s3://bucket/clips --json",
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder or URL of the data set")
+    if common.config or common.dry_run:
+        from cil.errors import ConfigError
+
+        raise ConfigError("cil verify takes no --config and no --dry-run; see cil verify --help")
     dataset = parser.parse_args(rest).dataset
     with tempfile.TemporaryDirectory() as cache:
         report = verify(dataset, Path(cache))

@@ -556,8 +556,12 @@ def config_to_yaml(config: RunConfig) -> str:
     import yaml
 
     raw = _plain(asdict(config))
+    from pipelines.remote import shown_url
+
     raw["tracking"]["uri"] = redact_uri(config.tracking.uri)
-    raw["data"]["videos"] = redact_uri(config.data.videos)
+    for section, name in (("data", "videos"), ("data", "video_root"), ("output", "dataset")):
+        if raw[section][name] is not None:
+            raw[section][name] = shown_url(raw[section][name])
     return str(yaml.safe_dump(raw, sort_keys=False))
 
 

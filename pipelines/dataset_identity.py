@@ -39,9 +39,16 @@ def settings_identity(config: RunConfig) -> dict[str, Any]:
             "fingerprint": load_first_stage(path).fingerprint(),
             **{name: getattr(encode, name) for name in _ARITHMETIC},
         },
-        "condition": condition_identity(config),
+        "condition": _condition(config),
     }
     return dict(json.loads(json.dumps(settings)))
+
+
+def _condition(config: RunConfig) -> dict[str, Any]:
+    identity = condition_identity(config)
+    if config.condition.image_encoder is not None or config.condition.text_encoder is not None:
+        identity["compute_dtype"] = config.encode.compute_dtype
+    return identity
 
 
 def refuse_other_identity(store: Store, asked: dict[str, Any]) -> None:

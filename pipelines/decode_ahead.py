@@ -69,10 +69,17 @@ class _Reading:
                 return
 
     def clips(self) -> Iterator[ReadClip]:
-        while (item := self.queue.get()) is not None:
+        while (item := self._take()) is not None:
             if isinstance(item, DecodeError):
                 raise item
             yield item
+
+    def _take(self) -> ReadClip | DecodeError | None:
+        while True:
+            with suppress(queue.Empty):
+                return self.queue.get(timeout=0.5)
+            if self.abandoned.is_set():
+                raise RuntimeError("the clips of a video were read after the next was asked for")
 
 
 class DecodeAhead:

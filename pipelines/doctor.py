@@ -15,8 +15,9 @@ from typing import Literal
 
 from cil.errors import CilError
 from pipelines import tracking
-from pipelines.config import RunConfig, dataset_of, environment, redact_uri
+from pipelines.config import RunConfig, dataset_of, environment
 from pipelines.progress import console
+from pipelines.remote import shown_url
 from pipelines.source_state import source_options
 from pipelines.sources import check_source
 from pipelines.storage import check_writable
@@ -34,7 +35,11 @@ _PACKAGES = (
     "safetensors",
     "decord",
     "av",
+    "fsspec",
+    "jinja2",
     "opencv-python-headless",
+    "s3fs",
+    "scenedetect-headless",
     "webdataset",
 )
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -70,7 +75,7 @@ def run(config: RunConfig, *, as_json: bool) -> int:
         checks.append(
             _setting(
                 "dataset",
-                redact_uri(dataset_of(config)),
+                shown_url(dataset_of(config)),
                 lambda: open_store(dataset_of(config)).check_writable("output.dataset"),
             )
         )
@@ -81,7 +86,7 @@ def run(config: RunConfig, *, as_json: bool) -> int:
         checks.append(
             _setting(
                 "videos",
-                redact_uri(config.data.videos),
+                shown_url(config.data.videos),
                 lambda: check_source(config.data.videos, source_options(config)),
             )
         )

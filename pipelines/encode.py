@@ -19,7 +19,7 @@ from typing import Any
 from cil.errors import DataError, StageError
 from cil.models import FirstStage
 from pipelines import dataset_report
-from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of, redact_uri
+from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of
 from pipelines.dataset_identity import (
     PLAN_NAME,
     clip_hash,
@@ -37,6 +37,7 @@ from pipelines.records import (
     ShardSidecar,
     ShardSpec,
 )
+from pipelines.remote import shown_url
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import ray_session
 from pipelines.scan import is_unchanged, known_records, save_inventory, scan_videos
@@ -105,6 +106,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         source = understand(config, store, listing, records)
         complete = _complete_manifest(config, store, source)
         if complete is not None:
+            refuse_bad_source(config, store, source)
             return _report(store, config, complete, source, watch, reused=True)
     store.remove_temporaries()
     store.write("config.yaml", config_to_yaml(config).encode())
@@ -161,7 +163,7 @@ def _make_plan(
 
 def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: SourceState) -> None:
     """Write the shards that are not complete, on Ray Data workers."""
-    missing = [s for s in plan.specs if complete_sidecar(store, s, plan.identity_hash) is None]
+    missing = [spec for spec in plan.specs if _is_missing(store, spec, plan, source)]
     encode, where = config.encode, places(source)
     settings = EncoderSettings(
         dataset=dataset_of(config),
@@ -194,6 +196,20 @@ def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: Source
             progress.advance(f"{clips} clips")
 
 
+def _is_missing(store: Store, spec: ShardSpec, plan: _Plan, source: SourceState) -> bool:
+    """Tell whether a shard must be written, also because a video may be readable by now."""
+    sidecar = complete_sidecar(store, spec, plan.identity_hash)
+    return sidecar is None or _has_unread(sidecar, source)
+
+
+def _has_unread(sidecar: ShardSidecar, source: SourceState) -> bool:
+    """Tell whether a video of the source could not be read, as when a network fails."""
+    return any(
+        record["stage"] == "read" and record["sha256"] in source.videos
+        for record in sidecar.quarantined
+    )
+
+
 def _row(spec: ShardSpec, places: Mapping[str, SourceVideo]) -> dict[str, str]:
     """Return a shard and where its videos are; one that is gone by now will be refused."""
     nowhere = SourceVideo(name="", location="", offset=None, num_bytes=0, version="", caption=None)
@@ -215,7 +231,12 @@ def _finish(store: Store, plan: _Plan, source: SourceState, first_stage: FirstSt
     """Write the list of refused videos and dropped clips, then the manifest."""
     sidecars = _sidecars(store, plan)
     shards = [entry_of(sidecar) for sidecar in sidecars if sidecar.count]
-    late = [QuarantineRecord.from_json(q) for s in sidecars for q in s.quarantined]
+    late = [
+        QuarantineRecord.from_json(record)
+        for sidecar in sidecars
+        for record in sidecar.quarantined
+        if record["sha256"] in source.videos
+    ]
     # once, also where several shards wanted clips of a video
     refused = [*dict.fromkeys(late), *source.refused]
     save_refusals(store, refused, source.selection)
@@ -295,6 +316,8 @@ def _complete_manifest(config: RunConfig, store: Store, source: SourceState) -> 
         raise
     except (DataError, StageError):
         return None
+    if any(_has_unread(sidecar, source) for sidecar in sidecars):
+        return None
     if manifest.totals != _totals(sidecars, source):
         return None  # broken videos or copies came or went
     return manifest
@@ -316,7 +339,7 @@ def _report(
         stage="encode",
         reused=reused,
         inputs={
-            "videos": redact_uri(config.data.videos),
+            "videos": shown_url(config.data.videos),
             "other_files": source.listing.num_other_files,
             "warnings": warnings,
         },

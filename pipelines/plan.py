@@ -20,13 +20,15 @@ from cil.errors import ConfigError
 from cil.models import FirstStage, load_first_stage
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
-from pipelines.config import RunConfig, dataset_of, redact_uri
+from pipelines.config import RunConfig, dataset_of
+from pipelines.dataset_identity import refuse_other_identity, settings_identity
 from pipelines.decode.clips import WantedClip
 from pipelines.decode.process import DecoderProcess
 from pipelines.encoders import first_stage_for_encoding
 from pipelines.planning import extend_plan, without_copies
 from pipelines.progress import stage_progress
 from pipelines.records import VideoRecord
+from pipelines.remote import shown_url
 from pipelines.report import RunReport, Stopwatch
 from pipelines.scan import is_unchanged, known_records, scan_one, scan_settings
 from pipelines.selection.bucket import Bucket
@@ -67,6 +69,7 @@ def plan_encoding(config: RunConfig, *, num_probed: int | None = None) -> RunRep
         raise ConfigError(f"--probe must be >= 1 video, got {num_probed}; 50 is usual")
     watch = Stopwatch()
     store = open_store(dataset_of(config))
+    refuse_other_identity(store, settings_identity(config))
     listing = list_videos(config.data.videos, options=source_options(config))
     known = known_records(store, config)
     new = [video for video in listing.videos if not is_unchanged(video, known)]
@@ -201,7 +204,7 @@ def _report(
         stage="plan",
         reused=False,
         inputs={
-            "videos": redact_uri(config.data.videos),
+            "videos": shown_url(config.data.videos),
             "files": len(listing.videos),
             "probed": len(records),
             "estimated": len(records) < len(listing.videos),

@@ -76,7 +76,7 @@ class ClipRecord(_Record):
     """One clip: where it comes from, how it was cut, and how it scored."""
 
     key: str
-    """Name of the sample in its shard: 32 hex digits of the hash of all that decides its bytes."""
+    """Name of the sample in its shard: 32 hex digits of the hash of what decides its latents."""
     path: str
     """Name of the source video."""
     content_sha256: str

@@ -10,7 +10,19 @@ from pipelines.storage import read_json, write_json
 
 __all__ = ["RunReport", "Stopwatch", "versions"]
 
-_VERSIONED = ("torch", "ray", "deepspeed", "mlflow", "diffusers", "decord", "av", "webdataset")
+_VERSIONED = (
+    "torch",
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "diffusers",
+    "decord",
+    "av",
+    "opencv-python-headless",
+    "scenedetect-headless",
+    "s3fs",
+    "webdataset",
+)
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from cil.errors import CilError
 from pipelines.config import RunConfig, clip_buckets, content_hash
 from pipelines.decode.config import DecodeConfig
 from pipelines.decode.errors import DecodeError, quarantine_record
-from pipelines.decode.process import DecoderProcess
+from pipelines.decode.process import STOPPED, DecoderProcess
 from pipelines.progress import stage_progress
 from pipelines.ray_map import map_rows
 from pipelines.records import VideoRecord
@@ -77,17 +77,26 @@ def _read(store: Store, name: str, config: RunConfig) -> Iterator[VideoRecord]:
     """Yield the records of a file; one of other settings, or a damaged one, holds none."""
     try:
         header, *lines = store.read(name).splitlines()
-        if json.loads(header) != _header(config):
+        there, asked = json.loads(header), _header(config)
+        if {**there, "limits": None} != {**asked, "limits": None}:
             return
         records = [VideoRecord.from_json(json.loads(line)) for line in lines]
+        if there["limits"] != asked["limits"]:
+            records = [record for record in records if not _stopped_the_decoder(record)]
     except (OSError, ValueError, TypeError, AttributeError):
         return
     yield from records
 
 
+def _stopped_the_decoder(record: VideoRecord) -> bool:
+    """Tell whether a video may be readable with other limits."""
+    return record.refused is not None and record.refused["exception"] in STOPPED
+
+
 def _header(config: RunConfig) -> dict[str, Any]:
     settings = content_hash(scan_settings(config).to_json())
-    return {"scan_version": _SCAN_VERSION, "settings": settings}
+    limits = {**asdict(config.decode), "backend": None}
+    return {"scan_version": _SCAN_VERSION, "settings": settings, "limits": content_hash(limits)}
 
 
 def save_inventory(store: Store, config: RunConfig, records: Iterable[VideoRecord]) -> None:

@@ -193,5 +193,5 @@ def _webp(frame: npt.NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="WEBP", quality=90, method=4)
+    Image.fromarray(frame).save(buffer, format="WEBP", quality=90, method=1)
     return buffer.getvalue()

@@ -153,7 +153,7 @@ def save_refusals(store: Store, refused: Sequence[QuarantineRecord], selection: 
 def refuse_bad_source(config: RunConfig, store: Store, source: SourceState) -> None:
     """End the run where too much is broken, or where planned videos are gone and may not be."""
     broken = [record for record in source.records if record.refused is not None]
-    unreadable = [record for record in source.listing.refused if record.stage != "duplicate"]
+    unreadable = [record for record in source.listing.refused if record.exception != "Duplicate"]
     count, total = len(broken) + len(unreadable), len(source.records) + len(unreadable)
     if count > config.encode.max_bad_fraction * total:
         raise StageError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from cil.errors import ConfigError
@@ -38,6 +39,7 @@ def check_before_start(command: str, config: RunConfig) -> None:
         checks.append(lambda: check_source(config.data.videos, source_options(config)))
         checks.append(lambda: _check_apart(config))
         checks.append(lambda: _check_first_stage(config))
+        checks.append(lambda: _check_decoder(config))
         if config.output.dataset is not None:
             checks.append(lambda: open_store(dataset_of(config)).check_writable("output.dataset"))
     if command in ("run", "train", "register"):
@@ -69,6 +71,9 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
     reports = []
     with ExitStack() as session:
         session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
+        place = config.output.dataset
+        if command in ("run", "encode") and place is not None and not is_url(place):
+            session.enter_context(lock_folder(Path(place), "output.dataset"))
         for number, stage in enumerate(STAGES, 1):
             if command not in ("run", stage):
                 continue
@@ -112,6 +117,15 @@ def _check_apart(config: RunConfig) -> None:
                 f"output.{name} must not be inside data.videos = {config.data.videos}, "
                 f"got {place}; choose a folder elsewhere"
             )
+
+
+def _check_decoder(config: RunConfig) -> None:
+    backend = config.decode.backend
+    if backend != "auto" and find_spec("av" if backend == "pyav" else backend) is None:
+        raise ConfigError(
+            f"decode.backend is {backend}, which is not installed; "
+            "pip install -e '.[torchcodec]' -c constraints.txt, or use auto"
+        )
 
 
 def _check_first_stage(config: RunConfig) -> None:

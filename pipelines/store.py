@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -270,8 +270,12 @@ class LocalStore:
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
+        path = self._path(name)
         with _data_errors(f"cannot delete {self.url(name)}"):
-            self._path(name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is empty now is not needed; the root stays
+            if path.parent != Path(self.location):
+                path.parent.rmdir()
 
     def local(self, name: str, cache: Path) -> Path:
         """Return the file itself."""

@@ -112,7 +112,7 @@ def _answer(request: dict[str, Any], answers: _Answers, trust: "Trust") -> None:
             answers.send({**header, "shape": clip.frames.shape}, clip.frames.data.cast("B"))
         answers.send({"kind": "result"})
     except DecodeError as error:
-        if error.exception == "MemoryError":
+        if error.exception == "MemoryError" or _is_out_of_memory(error):
             answers.send({"kind": "out_of_memory"})
             raise SystemExit(1) from None
         about = {"stage": error.stage, "decoder": error.decoder, "exception": error.exception}
@@ -125,8 +125,17 @@ def _answer(request: dict[str, Any], answers: _Answers, trust: "Trust") -> None:
         answers.send({"kind": "out_of_memory"})
         raise SystemExit(1) from None
     except Exception as error:  # ours or a library's; it must cost this file only
-        about = {"stage": request["operation"], "decoder": None, "exception": type(error).__name__}
+        if _is_out_of_memory(error):
+            answers.send({"kind": "out_of_memory"})
+            raise SystemExit(1) from None
+        stage = "scan" if request["operation"] == "scan" else "decode"
+        about = {"stage": stage, "decoder": None, "exception": type(error).__name__}
         answers.send({"kind": "error", "message": f"unexpected: {error}"[:300], **about})
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Recognise what C++ and FFmpeg say; they do not raise Python's own error."""
+    return any(words in str(error) for words in ("bad_alloc", "Cannot allocate memory"))
 
 
 def _sha256(path: Path, answers: _Answers) -> str:

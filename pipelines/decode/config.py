@@ -22,6 +22,6 @@ class DecodeConfig:
     stall_s: Annotated[float, Gt(0)] = 60.0
     """Longest wait for the next frame of a file, in seconds; then the decoder hangs."""
     memory_limit_gib: Annotated[float, Gt(0)] = 4.0
-    """How far the decoder's memory may grow over one file, in GiB."""
+    """How far the memory of a decoder process may grow beyond what it starts with, in GiB."""
     max_attempts: Annotated[int, Ge(1)] = 2
     """How often a file may crash or hang a decoder before it is put in quarantine."""

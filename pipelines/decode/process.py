@@ -29,8 +29,10 @@ from pipelines.decode.clips import ReadClip, WantedClip
 from pipelines.decode.config import DecodeConfig
 from pipelines.decode.errors import DecodeError
 
-__all__ = ["DecoderProcess", "Scanned"]
+__all__ = ["STOPPED", "DecoderProcess", "Scanned"]
 
+STOPPED = ("Crash", "Hang", "OutOfMemory", "Timeout")
+"""Exceptions of refusals where the file stopped the decoder process."""
 _FILES_PER_PROCESS = 1000
 _START_LIMIT_S = 120.0
 _PIPE_BYTES = 1 << 20

@@ -41,7 +41,11 @@ def test_counts_add_up_and_the_broken_file_has_a_reason(finished_run):
     refused = [json.loads(line) for line in lines]
     assert [item["path"] for item in refused] == ["broken.mp4"]
     assert "Invalid data" in refused[0]["message"]
-    assert totals["videos"] == 8 == totals["videos_encoded"] + totals["videos_quarantined"]
+    assert refused[0]["stage"] == "probe"
+    assert totals["videos"] == 8
+    assert (totals["videos_encoded"], totals["videos_quarantined"]) == (7, 1)
+    assert (totals["videos_without_clips"], totals["videos_gone"]) == (0, 0)
+    assert (dataset / "dropped.jsonl").read_text() == ""
     # 24 frames at 16 Hz are 12 at 8 Hz: three clips of four frames from each of seven videos
     assert totals["clips"] == 21
 
@@ -55,12 +59,19 @@ def test_webdataset_reads_the_shards(finished_run):
     assert len({sample["__key__"] for sample in samples}) == len(samples)
     for sample in samples:
         latents = load_tensors(sample["latents.safetensors"])
-        assert list(latents["mean"].shape) == manifest["latents_shape"]
+        record = json.loads(sample["json"])
+        assert list(latents["mean"].shape) == manifest["buckets"][record["bucket"]]["latents_shape"]
         assert latents["mean"].dtype == torch.bfloat16
         assert bool((latents["std"].float() > 0).all())
-        assert json.loads(sample["json"])["key"] == sample["__key__"]
+        assert record["key"] == sample["__key__"]
         assert sample["webp"][:4] == b"RIFF"
         assert "image_embeds" in load_tensors(sample["cond.safetensors"])
+
+
+def test_verify_finds_nothing_wrong(cil, finished_run):
+    done = cil(*cil.command("verify", str(finished_run.output / "dataset"), "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["verify"]["outputs"]["faults"] == []
 
 
 def test_tar_lists_the_members_in_order(finished_run):
@@ -184,10 +195,12 @@ def test_a_second_run_finds_everything_done(cil, finished_run):
 
 
 def test_encode_twice_gives_the_same_bytes(cil, finished_run, tmp_path):
-    # another number of workers and another place: neither may matter
-    cil.run("encode", tmp_path / "again", "--encode.num-workers", "1")
+    # other numbers of workers and decoders, and another place: none of it may matter
+    workers = ("--encode.num-workers", "1", "--encode.decoders-per-worker", "2")
+    cil.run("encode", tmp_path / "again", *workers)
     first, second = finished_run.output / "dataset", tmp_path / "again" / "dataset"
     names = sorted(path.name for path in (first / "shards").iterdir())
     assert names == sorted(path.name for path in (second / "shards").iterdir())
-    for name in ("manifest.json", "quarantine.jsonl", *(f"shards/{name}" for name in names)):
+    tables = ("manifest.json", "plan.json", "quarantine.jsonl", "dropped.jsonl", "inventory.jsonl")
+    for name in (*tables, *(f"shards/{name}" for name in names)):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name

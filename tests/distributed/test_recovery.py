@@ -95,18 +95,43 @@ def test_killed_encode_goes_on_and_gives_the_same_bytes(cil, undisturbed, tmp_pa
     assert shard_bytes(output) == shard_bytes(undisturbed)
 
 
-def test_killed_encoding_worker_is_replaced(cil, undisturbed, tmp_path):
+@pytest.mark.parametrize("task", ["scan_group", "encode_shard"])
+def test_killed_worker_is_replaced(cil, undisturbed, tmp_path, task):
     output = tmp_path / "out"
-    shards = output / "dataset" / "shards"
     process = start(cil, output, "encode", "--encode.num-workers", "1")
 
     def victims() -> list[psutil.Process]:
         children = psutil.Process(process.pid).children(recursive=True)
-        return [
-            child for child in children if "encode_shard" in child.name().lower() + _title(child)
-        ]
+        return [child for child in children if task in child.name().lower() + _title(child)]
 
-    wait_for(lambda: shards.is_dir() and bool(victims()), process)
+    wait_for(lambda: bool(victims()), process)
+    victims()[0].kill()
+    assert process.wait(timeout=_LIMIT_S) == 0
+    assert shard_bytes(output) == shard_bytes(undisturbed)
+
+
+def test_killed_scan_goes_on_and_gives_the_same_bytes(cil, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    parts = output / "dataset" / "scan"
+    process = start(cil, output, "encode", "--encode.num-workers", "1")
+    wait_for(lambda: parts.is_dir() and any(parts.glob("*.jsonl")), process)
+    kill_tree(process)
+    assert not (output / "dataset" / "manifest.json").exists()
+    cil.run("encode", output)
+    assert shard_bytes(output) == shard_bytes(undisturbed)
+    assert not list(parts.glob("*.jsonl"))
+
+
+def test_killed_decoder_is_replaced(cil, undisturbed, tmp_path):
+    """The process that touches the bytes of videos dies; its file is tried again."""
+    output = tmp_path / "out"
+    process = start(cil, output, "encode", "--encode.num-workers", "1")
+
+    def victims() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "pipelines.decode.child" in _title(child)]
+
+    wait_for(lambda: bool(victims()), process)
     victims()[0].kill()
     assert process.wait(timeout=_LIMIT_S) == 0
     assert shard_bytes(output) == shard_bytes(undisturbed)

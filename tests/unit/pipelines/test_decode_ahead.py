@@ -31,7 +31,7 @@ class FakeDecoders:
         self.most_alive = 0
         self.closed = 0
         self.threads = set()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.errors = {}
         self.delays = {}
 
@@ -205,7 +205,8 @@ def test_the_error_of_one_video_does_not_disturb_the_next(decoders, planned, num
 )
 def test_whatever_goes_wrong_names_the_video_and_its_content(decoders, planned, error, words):
     decoders.errors = {("video 0", 0): error}
-    ((_, clips),) = ahead_of(1).read(planned(1))
+    reading = ahead_of(1).read(planned(1))
+    _, clips = next(reading)
     with pytest.raises(DecodeError) as caught:
         list(clips)
     found = caught.value
@@ -215,7 +216,8 @@ def test_whatever_goes_wrong_names_the_video_and_its_content(decoders, planned, 
 
 
 def test_a_video_that_cannot_be_copied_is_refused(decoders, planned):
-    ((_, clips),) = ahead_of(1).read(planned(1, location="memory://nothing/here.mp4"))
+    reading = ahead_of(1).read(planned(1, location="memory://nothing/here.mp4"))
+    _, clips = next(reading)
     with pytest.raises(DecodeError, match="cannot be read"):
         list(clips)
 

@@ -78,10 +78,11 @@ def _read(store: Store, name: str, config: RunConfig) -> Iterator[VideoRecord]:
     try:
         header, *lines = store.read(name).splitlines()
         there, asked = json.loads(header), _header(config)
-        if {**there, "limits": None} != {**asked, "limits": None}:
+        limits = there.pop("limits", None)
+        if there != asked:
             return
         records = [VideoRecord.from_json(json.loads(line)) for line in lines]
-        if there["limits"] != asked["limits"]:
+        if limits != _limits(config):
             records = [record for record in records if not _stopped_the_decoder(record)]
     except (OSError, ValueError, TypeError, AttributeError):
         return
@@ -93,18 +94,27 @@ def _stopped_the_decoder(record: VideoRecord) -> bool:
     return record.refused is not None and record.refused["exception"] in STOPPED
 
 
+def _limits(config: RunConfig) -> str:
+    return content_hash({**asdict(config.decode), "backend": None})
+
+
 def _header(config: RunConfig) -> dict[str, Any]:
     settings = content_hash(scan_settings(config).to_json())
-    limits = {**asdict(config.decode), "backend": None}
-    return {"scan_version": _SCAN_VERSION, "settings": settings, "limits": content_hash(limits)}
+    return {"scan_version": _SCAN_VERSION, "settings": settings}
+
+
+def _lines(config: RunConfig, records: Sequence[VideoRecord]) -> bytes:
+    """Write records as lines; the first one says by which settings they were made."""
+    limits = _limits(config) if any(map(_stopped_the_decoder, records)) else None
+    header = {**_header(config), "limits": limits}
+    rows = [header, *(record.to_json() for record in records)]
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
 
 
 def save_inventory(store: Store, config: RunConfig, records: Iterable[VideoRecord]) -> None:
     """Write the inventory, sorted by name, and remove the parts that it was made of."""
-    lines = [json.dumps(_header(config), sort_keys=True)]
     ordered = sorted(records, key=lambda record: record.name)
-    lines += [json.dumps(record.to_json(), sort_keys=True) for record in ordered]
-    store.write(INVENTORY_NAME, ("\n".join(lines) + "\n").encode())
+    store.write(INVENTORY_NAME, _lines(config, ordered))
     for name in store.list(_PARTS):
         store.remove(name)
 
@@ -162,18 +172,16 @@ def _scan_new(
         max_retries=config.encode.max_retries,
         doing="scanning",
     )
-    header = json.dumps(_header(config), sort_keys=True)
     done = refused = 0
     with stage_progress("encode: scan videos", len(videos)) as progress:
         for row in results:
-            lines = str(row["records"])
-            content = f"{header}\n{lines}\n".encode()
-            store.write(f"{_PARTS}/{content_hash(lines)[:32]}.jsonl", content)
-            for line in lines.splitlines():
-                record = VideoRecord.from_json(json.loads(line))
-                refused += record.refused is not None
-                done += 1
-                yield record
+            lines = str(row["records"]).splitlines()
+            found = [VideoRecord.from_json(json.loads(line)) for line in lines]
+            name = content_hash([[record.name, record.version] for record in found])[:32]
+            store.write(f"{_PARTS}/{name}.jsonl", _lines(config, found))
+            yield from found
+            done += len(found)
+            refused += sum(record.refused is not None for record in found)
             progress.update(done, f"{refused} refused" if refused else "")
 
 

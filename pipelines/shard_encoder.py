@@ -10,7 +10,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,8 @@ class ShardEncoder:
                 for clip, read in zip(wanted, frames_of_clips, strict=True):
                     encoded.append(self._encode(item.planned, bucket, clip, read))
             except DecodeError as error:
-                quarantined.append(quarantine_record(item.planned["path"], error))
+                record = quarantine_record(item.planned["path"], error)
+                quarantined.append(replace(record, sha256=item.planned["sha256"]))
                 continue
             yield from encoded
 

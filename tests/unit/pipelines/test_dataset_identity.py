@@ -33,7 +33,6 @@ DECIDE = [
     {"select": {"score_only": True}},
     {"select": {"max_clips_per_video": 2}},
     {"select": {"sampling_seed": 2}},
-    {"decode": {"backend": "torchcodec"}},
     {"encode": {"posterior": "mean"}},
     {"encode": {"posterior": "sample"}},
     {"encode": {"latents_dtype": "float32"}},
@@ -46,6 +45,7 @@ DECIDE = [
 DO_NOT = [
     {"seed": 3},
     {"data": {"videos": "elsewhere", "caption_column": "text"}},
+    {"decode": {"backend": "torchcodec"}},
     {"decode": {"backend": "decord", "timeout_s": 3, "max_attempts": 1}},
     {"encode": {"num_workers": 9, "use_gpu": True, "decoders_per_worker": 4, "max_retries": 0}},
     {"encode": {"max_bad_fraction": 0.1, "source_changes": "refuse"}},

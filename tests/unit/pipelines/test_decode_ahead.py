@@ -45,8 +45,7 @@ class FakeDecoders:
         with self.lock:
             self.closed += 1
 
-    def clips(self, path, wanted, *, scan_decoder, sha256):
-        assert scan_decoder == "pyav"
+    def clips(self, path, wanted, *, sha256):
         self.threads.add(threading.get_ident())
         for number in range(len(wanted)):
             time.sleep(self.delays.get(sha256, 0))

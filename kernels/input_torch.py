@@ -8,11 +8,20 @@ from torch import Tensor
 
 from kernels import rng_torch
 
-__all__ = ["corrupt", "draw_keep", "draw_sigma_cond", "training_input"]
+__all__ = ["corrupt", "draw_keep", "draw_sigma_cond", "empty_video", "training_input"]
 
 
 def _append(values: Tensor, ndim: int) -> Tensor:
     return values.reshape(values.shape[0], *([1] * (ndim - 1)))
+
+
+def empty_video(
+    like: Tensor, size: tuple[int, ...], dtype: torch.dtype, channels_first: bool
+) -> Tensor:
+    """Return an empty (B, F, C, H, W) tensor, laid out as (B, C, F, H, W) if ``channels_first``."""
+    if not channels_first:
+        return like.new_empty(size, dtype=dtype)
+    return like.new_empty((size[0], size[2], size[1], *size[3:]), dtype=dtype).transpose(1, 2)
 
 
 def draw_sigma_cond(
@@ -47,6 +56,7 @@ def training_input(
     dropout: float,
     dtype: torch.dtype,
     target_dtype: torch.dtype | None,
+    channels_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Build the network's input and the target; arguments as ``input_triton.training_input``.
 
@@ -73,8 +83,12 @@ def training_input(
     if target_dtype is None:
         target = clean.new_empty(0)
     else:
-        target = (x * s[2] + eps * s[3]).to(target_dtype)
-    return torch.cat((noisy, shown), dim=2).to(dtype), target, sigma_cond, keep
+        target = empty_video(clean, tuple(clean.shape), target_dtype, channels_first)
+        target.copy_(x * s[2] + eps * s[3])
+    size = (shape[0], 2 * shape[1], *shape[2:])
+    network_input = empty_video(clean, (clean.shape[0], *size), dtype, channels_first)
+    network_input.copy_(torch.cat((noisy, shown), dim=2))
+    return network_input, target, sigma_cond, keep
 
 
 def corrupt(

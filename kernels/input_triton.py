@@ -18,9 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.input_torch import empty_video
 from kernels.rng_triton import key_words, normal_block, normal_number, uniform_number
 
 __all__ = ["Tuning", "corrupt", "corrupt_kernel", "training_input", "training_input_kernel", "tune"]
+
+ENOUGH_PROGRAMS = 4096
+"""About four waves of programs on 132 processors that hold 8 each."""
 
 NOISE_CODES = {"none": 0, "shared": 1, "per_frame": 2, "scalar": 3}
 _NONE = tl.constexpr(0)
@@ -221,41 +225,57 @@ class Tuning:
 
 
 def tune(
-    *, spatial: int, rows: int, frames: int, half: bool, nvidia: bool
+    *, spatial: int, rows: int, frames: int, half: bool, nvidia: bool, warp_size: int = 32
 ) -> Tuning:
     """Choose launch parameters; nothing is measured here, so that they are always the same.
 
     Args:
         spatial: positions per row, height * width.
-        rows: rows of positions in the batch but for frames: clips * channels.
+        rows: clips * channels.
         frames: frames per row.
         half: all outputs are bf16 or fp16. Then 8 elements make 128 bits, and the error of the
             approximations drowns in the rounding; float32 keeps the polynomials.
         nvidia: the approximations exist.
+        warp_size: threads per warp.
     """
     lanes = next(n for n in ((8, 4, 1) if half else (4, 1)) if spatial % n == 0)
-    block, num_warps = (1024, 4) if lanes > 1 else (256, 4)
-    # A row's last program is partly idle; smaller programs waste less
-    while block > 256 and lanes > 1 and -(-spatial // block) * block > 1.1 * spatial:
-        block, num_warps = block // 2, max(1, num_warps // 2)
+    threads = 128
+    # A row's last program is partly idle: smaller programs waste less
+    while threads > warp_size and triton.cdiv(spatial, threads * lanes) * threads * lanes > (
+        1.1 * spatial
+    ):
+        threads //= 2
+    programs = rows * triton.cdiv(spatial, threads * lanes) * frames
     chunk = 1
-    # About four waves of programs on 132 processors with 8 to 16 programs each
-    while chunk < min(frames, 8) and rows * -(-spatial // block) * frames // (2 * chunk) >= 4096:
+    # A chunk shares the condition and its noise, but enough programs must be left for all processors
+    while chunk < min(frames, 8) and programs // (2 * chunk) >= ENOUGH_PROGRAMS:
         chunk *= 2
-    return Tuning(block=block, frames=chunk, lanes=lanes, num_warps=num_warps, approx=half and nvidia)
+    return Tuning(
+        block=threads * lanes,
+        frames=chunk,
+        lanes=lanes,
+        num_warps=threads // warp_size,
+        approx=half and nvidia,
+    )
 
 
-def _is_half(*tensors: Tensor) -> bool:
-    return all(t.dtype in (torch.bfloat16, torch.float16) for t in tensors)
+def launch_options(num_warps: int) -> dict[str, Any]:
+    """Options of every launch: products and sums are fused where the source says so, only there."""
+    return {"num_warps": num_warps, "enable_fp_fusion": False}
 
 
-def _is_nvidia(tensor: Tensor) -> bool:
+def is_half(*dtypes: torch.dtype | None) -> bool:
+    """Return whether all dtypes are bf16 or fp16."""
+    return all(dtype in (None, torch.bfloat16, torch.float16) for dtype in dtypes)
+
+
+def is_nvidia(tensor: Tensor) -> bool:
+    """Return whether a tensor is on an NVIDIA GPU."""
     return tensor.is_cuda and torch.version.hip is None
 
 
-def launch_options(tuning: Tuning) -> dict[str, Any]:
-    """Options of every launch: products and sums are fused where the source says so, only there."""
-    return {"num_warps": tuning.num_warps, "enable_fp_fusion": False}
+def _warp_size(tensor: Tensor) -> int:
+    return 64 if tensor.is_cuda and torch.version.hip is not None else 32
 
 
 def _is_flat(tensor: Tensor) -> bool:
@@ -272,16 +292,15 @@ def training_input(
     key: Tensor,
     sample_ids: Tensor,
     *,
-    network_input: Tensor,
-    target: Tensor | None,
-    sigma_cond: Tensor,
-    keep: Tensor,
     noise: str,
     logit: tuple[float, float] | None,
     dropout: float,
+    dtype: torch.dtype,
+    target_dtype: torch.dtype | None,
+    channels_first: bool,
     tuning: Tuning | None = None,
-) -> None:
-    """Launch `training_input_kernel` on tensors in logical order (B, F, C, H, W).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Build the network's input and the target with `training_input_kernel`.
 
     Args:
         clean: (B, F, C, H, W), any strides.
@@ -290,67 +309,76 @@ def training_input(
         level: (B,) float32 contiguous: sigma_cond, or the mean of its logit.
         key: (2,) int64 seed and step.
         sample_ids: (B,) int64 contiguous.
-        network_input: (B, F, 2C, H, W) output, height and width contiguous.
-        target: (B, F, C, H, W) output, height and width contiguous; None for no target.
-        sigma_cond: (B,) float32 output.
-        keep: (B,) float32 output.
         noise: none, shared, per_frame or scalar.
         logit: (beta_m, scale) to draw sigma_cond, None if ``level`` is sigma_cond.
         dropout: probability of dropping the condition.
+        dtype: of the network's input.
+        target_dtype: of the target; None for no target.
+        channels_first: lay the outputs out in memory as (B, C, F, H, W).
         tuning: launch parameters, for tests.
+
+    Returns:
+        As ``input_torch.training_input``.
     """
     batch, frames, channels, height, width = clean.shape
-    if clean.numel() == 0:
-        return
-    outputs = (network_input,) if target is None else (network_input, target)
+    network_input = empty_video(
+        clean, (batch, frames, 2 * channels, height, width), dtype, channels_first
+    )
+    target = clean.new_empty(0)
+    if target_dtype is not None:
+        target = empty_video(clean, tuple(clean.shape), target_dtype, channels_first)
+    sigma_cond, keep = torch.empty_like(level), torch.empty_like(level)
+    if batch == 0:
+        return network_input, target, sigma_cond, keep
     tuning = tuning or tune(
         spatial=height * width,
         rows=batch * channels,
         frames=frames,
-        half=_is_half(*outputs),
-        nvidia=_is_nvidia(clean),
+        half=is_half(dtype, target_dtype),
+        nvidia=is_nvidia(clean),
+        warp_size=_warp_size(clean),
     )
     repeat = cond.shape[1] == 1 or cond.stride(1) == 0
     beta_m, scale = logit or (0.0, 0.0)
-    written = network_input if target is None else target
-    programs = (
-        triton.cdiv(height * width, tuning.block) * channels * triton.cdiv(frames, tuning.frames)
-    )
-    training_input_kernel[(programs, batch)](
-        clean,
-        cond,
-        network_input,
-        written,
-        sigma_cond,
-        keep,
-        scales,
-        level,
-        key,
-        sample_ids,
-        beta_m,
-        scale,
-        dropout,
-        frames,
-        channels,
-        width,
-        height * width,
-        *clean.stride(),
-        cond.stride(0),
-        0 if repeat else cond.stride(1),
-        *cond.stride()[2:],
-        *network_input.stride()[:3],
-        *written.stride()[:3],
-        NOISE=NOISE_CODES[noise],
-        DRAW_LEVEL=logit is not None,
-        TARGET=target is not None,
-        REPEAT=repeat,
-        FLAT=_is_flat(clean) and _is_flat(cond),
-        FRAMES=tuning.frames,
-        BLOCK=tuning.block,
-        LANES=tuning.lanes,
-        APPROX=tuning.approx,
-        **launch_options(tuning),
-    )
+    runs = triton.cdiv(height * width, tuning.block)
+    programs = runs * channels * triton.cdiv(frames, tuning.frames)
+    with torch.cuda.device_of(clean):
+        training_input_kernel[(programs, batch)](
+            clean,
+            cond,
+            network_input,
+            target,
+            sigma_cond,
+            keep,
+            scales,
+            level,
+            key,
+            sample_ids,
+            beta_m,
+            scale,
+            dropout,
+            frames,
+            channels,
+            width,
+            height * width,
+            *clean.stride(),
+            cond.stride(0),
+            0 if repeat else cond.stride(1),
+            *cond.stride()[2:],
+            *network_input.stride()[:3],
+            *(target.stride()[:3] if target_dtype is not None else (0, 0, 0)),
+            NOISE=NOISE_CODES[noise],
+            DRAW_LEVEL=logit is not None,
+            TARGET=target_dtype is not None,
+            REPEAT=repeat,
+            FLAT=_is_flat(clean) and _is_flat(cond),
+            FRAMES=tuning.frames,
+            BLOCK=tuning.block,
+            LANES=tuning.lanes,
+            APPROX=tuning.approx,
+            **launch_options(tuning.num_warps),
+        )
+    return network_input, target, sigma_cond, keep
 
 
 def corrupt(
@@ -359,12 +387,11 @@ def corrupt(
     keep: Tensor,
     key: Tensor,
     sample_ids: Tensor,
-    *,
-    out: Tensor,
     stream: int,
+    *,
     tuning: Tuning | None = None,
-) -> None:
-    """Launch `corrupt_kernel`.
+) -> Tensor:
+    """Noise a tensor with `corrupt_kernel`.
 
     Args:
         values: (B, L, D), any strides.
@@ -372,36 +399,41 @@ def corrupt(
         keep: (B,) float32 contiguous.
         key: (2,) int64 seed and step.
         sample_ids: (B,) int64 contiguous.
-        out: (B, L, D) output, contiguous.
         stream: what the noise is for.
         tuning: launch parameters, for tests.
+
+    Returns:
+        (B, L, D) contiguous, dtype of ``values``.
     """
-    batch, length, width = values.shape
-    count = length * width
+    out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
     if values.numel() == 0:
-        return
-    half = _is_half(out)
-    tuning = tuning or Tuning(  # a program starts at a multiple of BLOCK: any size has whole lanes
-        block=1024,
+        return out
+    batch, length, width = values.shape
+    half = is_half(values.dtype)
+    lanes = 8 if half else 4  # a program starts at a multiple of BLOCK: any size has whole lanes
+    tuning = tuning or Tuning(
+        block=128 * lanes,
         frames=1,
-        lanes=8 if half else 4,
-        num_warps=4,
-        approx=half and _is_nvidia(values),
+        lanes=lanes,
+        num_warps=128 // _warp_size(values),
+        approx=half and is_nvidia(values),
     )
-    corrupt_kernel[(triton.cdiv(count, tuning.block), batch)](
-        values,
-        out,
-        sigma_cond,
-        keep,
-        key,
-        sample_ids,
-        count,
-        width,
-        *values.stride(),
-        STREAM=stream,
-        FLAT=_is_flat(values),
-        BLOCK=tuning.block,
-        LANES=tuning.lanes,
-        APPROX=tuning.approx,
-        **launch_options(tuning),
-    )
+    with torch.cuda.device_of(values):
+        corrupt_kernel[(triton.cdiv(length * width, tuning.block), batch)](
+            values,
+            out,
+            sigma_cond,
+            keep,
+            key,
+            sample_ids,
+            length * width,
+            width,
+            *values.stride(),
+            STREAM=stream,
+            FLAT=_is_flat(values),
+            BLOCK=tuning.block,
+            LANES=tuning.lanes,
+            APPROX=tuning.approx,
+            **launch_options(tuning.num_warps),
+        )
+    return out

@@ -49,8 +49,9 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def to_unit(word):
-    """Turn a word into a float32 strictly inside (0, 1), exactly."""
-    return ((word >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    """Turn a word into (word >> 9 + 1/2) / 2**23, a float32 strictly inside (0, 1), exactly."""
+    # With the exponent of 1 the 23 bits are a number in [1, 2); the difference is exact
+    return ((word >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.999999940395355224609375
 
 
 @triton.jit
@@ -58,13 +59,13 @@ def _radius(u, APPROX: tl.constexpr):
     """Return sqrt(-2 ln u)."""
     if APPROX:
         v = 1.0 - u  # exact
-        series = v * tl.fma(v, tl.fma(v, tl.fma(v, 0.25, 0.33333334), 0.5), 1.0)
         log2 = tl.inline_asm_elementwise(
-            "lg2.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
         )
-        square = tl.where(v < 0.03125, series * 2.0, log2 * -1.3862943611198906)
+        # -2 ln(1 - v) = 2 v + v^2 + ...; at the seam the bound of lg2 is worth 2.6e-6 of the radius
+        square = tl.where(v < 0.001953125, (v + 2.0) * v, log2 * -1.3862943611198906)
         return tl.inline_asm_elementwise(
-            "sqrt.approx.f32 $0, $1;", "=f,f", [square], dtype=tl.float32, is_pure=True, pack=1
+            "sqrt.approx.ftz.f32 $0, $1;", "=f,f", [square], dtype=tl.float32, is_pure=True, pack=1
         )
     # u = (1 + f) 2^e with 1 + f in [sqrt(1/2), sqrt(2)); polynomial of Cephes logf
     raw = u.to(tl.int32, bitcast=True)
@@ -81,22 +82,27 @@ def _radius(u, APPROX: tl.constexpr):
     f2 = f * f
     log1p = tl.fma(f * f2, p, f2 * -0.5) + f
     log = tl.fma(e.to(tl.float32), 0.6931471805599453, log1p)
-    return tl.sqrt_rn(log * -2.0)
+    return tl.sqrt(log * -2.0)
 
 
 @triton.jit
 def _cos_sin(u, APPROX: tl.constexpr):
     """Return cos(2 pi u) and sin(2 pi u)."""
     if APPROX:
-        # sin.approx is bounded on [-pi, pi]: turn by half a circle, which changes both signs
-        angle = (u - 0.5) * _TWO_PI
+        # The bound is best on [-pi, pi]: cos(2 pi u) = -cos(pi - 2 pi u), and sine has no sign
+        angle = (0.5 - u) * _TWO_PI
         c = tl.inline_asm_elementwise(
-            "cos.approx.f32 $0, $1;", "=f,f", [angle], dtype=tl.float32, is_pure=True, pack=1
+            "{ .reg .f32 c; cos.approx.ftz.f32 c, $1; neg.f32 $0, c; }",
+            "=f,f",
+            [angle],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
         )
         s = tl.inline_asm_elementwise(
-            "sin.approx.f32 $0, $1;", "=f,f", [angle], dtype=tl.float32, is_pure=True, pack=1
+            "sin.approx.ftz.f32 $0, $1;", "=f,f", [angle], dtype=tl.float32, is_pure=True, pack=1
         )
-        return -c, -s
+        return c, s
     # Nearest quarter of the circle; the rest, in [-1/8, 1/8] turns, is exact
     q = tl.fma(u, 4.0, 0.5).to(tl.int32)
     x = tl.fma(q.to(tl.float32), -0.25, u) * _TWO_PI

@@ -69,7 +69,8 @@ class TrainingInput(NamedTuple):
     """(B,) float32, 1 where the condition is kept and 0 where it was dropped."""
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
     """Moments of clips at each position, on one device."""
 
     count: Tensor
@@ -356,7 +357,8 @@ def square_error_and_grad(
 def no_moments(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Moments:
     """Return the moments of no clip, for clips of the shape (F, C, H, W)."""
     zero = torch.zeros(shape, dtype=torch.float64, device=device)
-    return Moments(torch.zeros((), dtype=torch.int64, device=device), zero, zero.clone())
+    count = torch.zeros((), dtype=torch.int64, device=device)
+    return Moments(count=count, mean=zero, m2=zero.clone())
 
 
 def update_moments(moments: Moments, latents: Tensor, std: Tensor | None = None) -> Moments:
@@ -374,7 +376,7 @@ def update_moments(moments: Moments, latents: Tensor, std: Tensor | None = None)
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
-    count, mean, m2 = moments
+    count, mean, m2 = moments.count, moments.mean, moments.m2
     _check_floats("latents", latents, 5)
     _require(
         tuple(latents.shape[1:]) == tuple(mean.shape) and mean.shape == m2.shape,
@@ -398,8 +400,7 @@ def update_moments(moments: Moments, latents: Tensor, std: Tensor | None = None)
         _check_floats("std", std, 5)
         _check_device("std", std, latents)
         std = std.contiguous()
-    return Moments(
-        *torch.ops.cil_kernels.update_moments(
-            count, mean.contiguous(), m2.contiguous(), latents.contiguous(), std
-        )
+    count, mean, m2 = torch.ops.cil_kernels.update_moments(
+        count, mean.contiguous(), m2.contiguous(), latents.contiguous(), std
     )
+    return Moments(count=count, mean=mean, m2=m2)

@@ -2,6 +2,7 @@
 
 Sums and products run in float32 and are rounded once, at the end, as the kernels do.
 """
+# ruff: noqa: PLR0917
 
 import torch
 from torch import Tensor
@@ -31,9 +32,7 @@ def draw_sigma_cond(
     if logit is None:
         return level.clone()
     beta_m, scale = logit
-    normal = rng_torch.normal(
-        (), key=key, sample_ids=sample_ids, stream=rng_torch.SIGMA_COND
-    )
+    normal = rng_torch.normal((), key=key, sample_ids=sample_ids, stream=rng_torch.SIGMA_COND)
     return beta_m * torch.sigmoid(level + scale * normal)
 
 

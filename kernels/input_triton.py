@@ -7,8 +7,8 @@ writes the network's input, the target, sigma_cond and keep. `corrupt_kernel` no
 The grid is (runs * channels * frame chunks, clips). Offsets between clips are int64; offsets inside
 a clip are int32, which the public functions check. Everything is float32 between load and store.
 """
-# mypy: disallow_untyped_decorators=False, disallow_untyped_defs=False, disallow_untyped_calls=False
-# ruff: noqa: ANN001, ANN201
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,16 @@ _DROPOUT = tl.constexpr(4)
 
 @triton.jit
 def _level(
-    level_ptr, b, sample, step, k0, k1, beta_m, logit_scale, DRAW: tl.constexpr, APPROX: tl.constexpr
+    level_ptr,
+    b,
+    sample,
+    step,
+    k0,
+    k1,
+    beta_m,
+    logit_scale,
+    DRAW: tl.constexpr,
+    APPROX: tl.constexpr,
 ):
     """Return sigma_cond: as given, or beta_m * sigmoid(mean of the logit + scale * normal)."""
     level = tl.load(level_ptr + b)
@@ -111,9 +120,7 @@ def training_input_kernel(
 
     sample = tl.load(ids_ptr + b).to(tl.uint32)
     k0, k1, step = key_words(key_ptr)
-    sigma_cond = _level(
-        level_ptr, b, sample, step, k0, k1, beta_m, logit_scale, DRAW_LEVEL, APPROX
-    )
+    sigma_cond = _level(level_ptr, b, sample, step, k0, k1, beta_m, logit_scale, DRAW_LEVEL, APPROX)
     keep = uniform_number(sample, _DROPOUT, step, k0, k1) >= dropout
     if place == 0:
         tl.store(sigma_cond_ptr + b, sigma_cond)
@@ -247,7 +254,7 @@ def tune(
         threads //= 2
     programs = rows * triton.cdiv(spatial, threads * lanes) * frames
     chunk = 1
-    # A chunk shares the condition and its noise, but enough programs must be left for all processors
+    # A chunk shares the condition and its noise, but all processors must get programs
     while chunk < min(frames, 8) and programs // (2 * chunk) >= ENOUGH_PROGRAMS:
         chunk *= 2
     return Tuning(
@@ -305,7 +312,8 @@ def training_input(
     Args:
         clean: (B, F, C, H, W), any strides.
         cond: (B, 1 or F, C, H, W), any strides.
-        scales: (B, 4) float32 contiguous: noisy = s0 clean + s1 noise, target = s2 clean + s3 noise.
+        scales: (B, 4) float32 contiguous: noisy = s0 clean + s1 noise and target = s2 clean +
+            s3 noise.
         level: (B,) float32 contiguous: sigma_cond, or the mean of its logit.
         key: (2,) int64 seed and step.
         sample_ids: (B,) int64 contiguous.

@@ -5,8 +5,8 @@ BLOCK positions, the gradient, or both. `finish_kernel` adds the sums of one cli
 fixed BLOCK and one fixed order of summation, frame-major: a clip's loss has the same bits whatever
 the batch around it, the layout in memory, and the day.
 """
-# mypy: disallow_untyped_decorators=False, disallow_untyped_defs=False, disallow_untyped_calls=False
-# ruff: noqa: ANN001, ANN201
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
 
 import torch
 import triton
@@ -84,7 +84,13 @@ def square_error_kernel(
 
 @triton.jit
 def finish_kernel(
-    sums_ptr, weight_ptr, loss_ptr, one_over_count, num_sums, TRIPS: tl.constexpr, BLOCK: tl.constexpr
+    sums_ptr,
+    weight_ptr,
+    loss_ptr,
+    one_over_count,
+    num_sums,
+    TRIPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Add the sums of one clip, BLOCK at a time."""
     b = tl.program_id(0).to(tl.int64)

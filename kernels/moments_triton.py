@@ -6,8 +6,8 @@ factor N + 1 of the precision: N (mean - first)^2 <= N * m2.
 
 Source: Chan, Golub, LeVeque 1979.
 """
-# mypy: disallow_untyped_decorators=False, disallow_untyped_defs=False, disallow_untyped_calls=False
-# ruff: noqa: ANN001, ANN201
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
 
 import torch
 import triton

@@ -13,6 +13,8 @@ through `kernels.fused`, which checks its arguments. Importing this module does 
 the first call on a GPU does. `Library` registers them rather than ``custom_op``, whose call costs
 three times as much on the host.
 """
+# mypy: allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: PLR0917
 
 from typing import Any
 
@@ -40,7 +42,9 @@ _LIBRARY.define(
     "int stream) -> Tensor",
     tags=_TAGS,
 )
-_LIBRARY.define("square_error(Tensor prediction, Tensor target, Tensor weight) -> Tensor", tags=_TAGS)
+_LIBRARY.define(
+    "square_error(Tensor prediction, Tensor target, Tensor weight) -> Tensor", tags=_TAGS
+)
 _LIBRARY.define(
     "square_error_and_grad(Tensor prediction, Tensor target, Tensor weight) -> (Tensor, Tensor)",
     tags=_TAGS,
@@ -97,7 +101,12 @@ def _training_input(implementation: Any) -> Any:
 
 def _corrupt(implementation: Any) -> Any:
     def run(
-        values: Tensor, sigma_cond: Tensor, keep: Tensor, key: Tensor, sample_ids: Tensor, stream: int
+        values: Tensor,
+        sigma_cond: Tensor,
+        keep: Tensor,
+        key: Tensor,
+        sample_ids: Tensor,
+        stream: int,
     ) -> Tensor:
         result: Tensor = implementation().corrupt(values, sigma_cond, keep, key, sample_ids, stream)
         return result

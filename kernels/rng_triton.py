@@ -12,8 +12,8 @@ Two versions of the logarithm, sine and cosine:
 
 Nothing here depends on block size: an element's number is a function of its index alone.
 """
-# mypy: disallow_untyped_decorators=False, disallow_untyped_defs=False, disallow_untyped_calls=False
-# ruff: noqa: ANN001, ANN201
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
 
 import triton
 import triton.language as tl

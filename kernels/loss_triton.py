@@ -6,7 +6,7 @@ fixed BLOCK and one fixed order of summation, frame-major: a clip's loss has the
 the batch around it, the layout in memory, and the day.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
+# ruff: noqa: ANN001, ANN201, PLR0917
 
 import torch
 import triton

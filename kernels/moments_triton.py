@@ -7,7 +7,7 @@ factor N + 1 of the precision: N (mean - first)^2 <= N * m2.
 Source: Chan, Golub, LeVeque 1979.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
+# ruff: noqa: ANN001, ANN201, PLR0917
 
 import torch
 import triton

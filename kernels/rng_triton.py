@@ -13,7 +13,7 @@ Two versions of the logarithm, sine and cosine:
 Nothing here depends on block size: an element's number is a function of its index alone.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0917
 
 import triton
 import triton.language as tl

@@ -1,0 +1,14 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def statistics():
+    """The module of assertions on noise; test folders are no packages."""
+    path = Path(__file__).parent / "noise_statistics.py"
+    spec = importlib.util.spec_from_file_location("noise_statistics", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

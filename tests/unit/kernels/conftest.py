@@ -1,7 +1,11 @@
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+
+# Those need a process that has chosen the interpreter; test_interpreter.py starts it
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 
 @pytest.fixture(scope="session")

@@ -44,9 +44,14 @@ class Variant:
     kernel: Any
     dtype: str
     lanes: int
-    """Elements that one thread makes in one turn of the loop."""
+    """Elements that one thread makes in one turn of the loop, or in all."""
     constants: dict[str, Any]
     threads: int = 128
+
+    def per_element(self, code: "Code") -> float:
+        """Return the instructions for one element: of the loop, or all of a kernel without one."""
+        has_loop = {"FRAMES", "CLIPS", "TRIPS"} & self.constants.keys()
+        return (code.loop if has_loop else code.length) / self.lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,9 @@ class Code:
     """Widest store of one thread."""
     barriers: int
     loop: int
-    """Instructions in the longest loop; all of them where there is no loop."""
+    """Instructions in the longest loop."""
+    length: int
+    """Instructions in all."""
 
 
 def input_variant(name: str, dtype: str, noise: int, *, approx: bool, spatial: int = 16) -> Variant:
@@ -166,8 +173,8 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _longest_loop(lines: list[str], instruction: str, label: str, branch: str) -> int:
-    """Return the length of the longest run that a branch jumps back over."""
+def _lengths(lines: list[str], instruction: str, label: str, branch: str) -> dict[str, int]:
+    """Count the instructions, and those of the longest run that a branch jumps back over."""
     places: dict[str, int] = {}
     number, longest = 0, 0
     for line in lines:
@@ -177,8 +184,7 @@ def _longest_loop(lines: list[str], instruction: str, label: str, branch: str) -
             number += 1
             if (jump := re.search(branch, line)) and jump[1] in places:
                 longest = max(longest, number - places[jump[1]])
-    # two instructions are the endless loop that ends every program
-    return longest if longest > 2 else number
+    return {"loop": longest, "length": number}
 
 
 def _nvidia(compiled: Any) -> Code:
@@ -203,7 +209,7 @@ def _nvidia(compiled: Any) -> Code:
         load_bits=widest("LDG"),
         store_bits=widest("STG"),
         barriers=len(re.findall(r"\bBAR\.", sass)),
-        loop=_longest_loop(
+        **_lengths(
             sass.splitlines(),
             r"\s+/\*[0-9a-f]{4,}\*/\s+\S",
             r"\s*(\.L_\w+):",
@@ -230,9 +236,7 @@ def _amd(compiled: Any) -> Code:
         load_bits=widest("load"),
         store_bits=widest("store"),
         barriers=len(re.findall(r"\bs_barrier\b", text)),
-        loop=_longest_loop(
-            text.splitlines(), r"\t[a-z]\w+", r"(\.?L\w+):", r"s_c?branch\w*\s+(\.?L\w+)"
-        ),
+        **_lengths(text.splitlines(), r"\t[a-z]\w+", r"(\.?L\w+):", r"s_c?branch\w*\s+(\.?L\w+)"),
     )
 
 
@@ -245,17 +249,17 @@ def inspect(variant: Variant, target: str) -> Code:
 def table() -> str:
     """Return the Markdown table of all kernels on all targets."""
     lines = [
-        "| kernel | target | registers | spills | stack | shared | load | store | loop | "
+        "| kernel | target | registers | spills | stack | load | store | instructions | "
         "per element |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for target in TARGETS:
         for variant in variants(target):
             code = inspect(variant, target)
             lines.append(
                 f"| {variant.name} | {target} | {code.registers} | {code.spills} | {code.stack} | "
-                f"{code.shared} | {code.load_bits} | {code.store_bits} | {code.loop} | "
-                f"{code.loop / variant.lanes:.1f} |"
+                f"{code.load_bits} | {code.store_bits} | {code.length} | "
+                f"{variant.per_element(code):.1f} |"
             )
     return "\n".join(lines)
 

@@ -166,7 +166,7 @@ def training_input(
 
         noisy  = scales[:, 0] * clean + scales[:, 1] * eps
         target = scales[:, 2] * clean + scales[:, 3] * eps
-        shown  = keep * (cond + sigma_cond * noise)
+        shown  = keep * (scales[:, 4] * cond + sigma_cond * noise)
         network_input = concatenate(noisy, shown) on channels
 
     Args:
@@ -175,8 +175,8 @@ def training_input(
         cond: the same with F or 1 frames, any of these dtypes: conditioning latents.
         key: (2,) int64 seed and step, see `make_key`.
         sample_ids: (B,) int64 global ids of the clips, in [0, 2**32); not checked, see below.
-        scales: (B, 4) float32 rows of the linear map: VP, EDM and flow matching, and every
-            parameterisation, are one such row each.
+        scales: (B, 5) float32 rows of the linear maps: VP, EDM and flow matching, and every
+            parameterisation, are one such row each. The last is mostly 1.
         level: (B,) float32 sigma_cond; with a ``law``, the mean of its logit, mu(t).
         law: draw sigma_cond inside the kernel.
         noise: how noise meets the condition.
@@ -220,7 +220,7 @@ def training_input(
     network_input, target, sigma_cond, keep = torch.ops.cil_kernels.training_input(
         clean,
         cond,
-        _check_small("scales", scales, (batch, 4), torch.float32, clean),
+        _check_small("scales", scales, (batch, 5), torch.float32, clean),
         _check_small("level", level, (batch,), torch.float32, clean),
         _check_small("key", key, (2,), torch.int64, clean),
         _check_small("sample_ids", sample_ids, (batch,), torch.int64, clean),

@@ -74,7 +74,7 @@ def training_input(
     eps = normal(tuple(shape), rng_torch.VIDEO_NOISE)
     x = clean.to(torch.float32)
     noisy = x * s[0] + eps * s[1]
-    shown = cond.to(torch.float32)
+    shown = cond.to(torch.float32) * s[4]
     if noise != "none":
         size = {"per_frame": tuple(shape), "shared": (1, *shape[1:]), "scalar": (1, 1, 1, 1)}[noise]
         shown = shown + normal(size, rng_torch.COND_NOISE) * _append(sigma_cond, 5)

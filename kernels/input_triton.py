@@ -125,10 +125,11 @@ def training_input_kernel(
     if place == 0:
         tl.store(sigma_cond_ptr + b, sigma_cond)
         tl.store(keep_ptr + b, keep.to(tl.float32))
-    noisy_clean = tl.load(scales_ptr + b * 4)
-    noisy_noise = tl.load(scales_ptr + b * 4 + 1)
-    target_clean = tl.load(scales_ptr + b * 4 + 2)
-    target_noise = tl.load(scales_ptr + b * 4 + 3)
+    noisy_clean = tl.load(scales_ptr + b * 5)
+    noisy_noise = tl.load(scales_ptr + b * 5 + 1)
+    target_clean = tl.load(scales_ptr + b * 5 + 2)
+    target_noise = tl.load(scales_ptr + b * 5 + 3)
+    cond_scale = tl.load(scales_ptr + b * 5 + 4)
 
     s = first + tl.arange(0, BLOCK)
     inside = s < spatial
@@ -145,7 +146,7 @@ def training_input_kernel(
     target_at = target_ptr + b * target_b + c * target_c + s
 
     if REPEAT:
-        cond = tl.load(cond_at, mask=inside, other=0.0).to(tl.float32)
+        cond = tl.load(cond_at, mask=inside, other=0.0).to(tl.float32) * cond_scale
     if NOISE == _SHARED:
         noise = normal_block(
             c * spatial + first, sample, _COND_NOISE, step, k0, k1, BLOCK, LANES, APPROX
@@ -167,6 +168,7 @@ def training_input_kernel(
             tl.store(target_at + f * target_f, target.to(target_ptr.dtype.element_ty), mask=valid)
         if not REPEAT:
             cond = tl.load(cond_at + f * cond_f, mask=valid, other=0.0).to(tl.float32)
+            cond = cond * cond_scale
         if NOISE == _PER_FRAME:
             noise = normal_block(start, sample, _COND_NOISE, step, k0, k1, BLOCK, LANES, APPROX)
         shown = cond
@@ -312,8 +314,8 @@ def training_input(
     Args:
         clean: (B, F, C, H, W), any strides.
         cond: (B, 1 or F, C, H, W), any strides.
-        scales: (B, 4) float32 contiguous: noisy = s0 clean + s1 noise and target = s2 clean +
-            s3 noise.
+        scales: (B, 5) float32 contiguous: noisy = s0 clean + s1 noise, target = s2 clean +
+            s3 noise, shown = s4 cond + sigma_cond noise.
         level: (B,) float32 contiguous: sigma_cond, or the mean of its logit.
         key: (2,) int64 seed and step.
         sample_ids: (B,) int64 contiguous.

@@ -269,7 +269,7 @@ def _training_input_backward(
             grad_clean = grad_clean + grad_target.to(torch.float32) * _per_clip(scales[:, 2])
         grad_clean = grad_clean.to(clean_dtype)
     if ctx.needs_input_grad[1]:
-        grad_cond = grad_input[:, :, channels:].to(torch.float32) * _per_clip(keep)
+        grad_cond = grad_input[:, :, channels:].to(torch.float32) * _per_clip(keep * scales[:, 4])
         if cond_frames == 1:
             grad_cond = grad_cond.sum(dim=1, keepdim=True)
         grad_cond = grad_cond.to(cond_dtype)

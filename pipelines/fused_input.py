@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from cil.conditioning import drop
 from cil.errors import ConfigError, DataError
 from cil.losses import BuiltInput, InputRequest
 from cil.parameterization import target_scales
@@ -66,12 +67,17 @@ def build_input(request: InputRequest) -> BuiltInput:
     key = fused.make_key(counter.seed, counter.step, clean.device)
     ids = counter.sample_ids.to(clean.device)
     a, b = target_scales(request.parameterization, request.alpha, request.sigma, request.sigma_data)
+    # What a law does to latents is linear; one number per clip and part shows its two factors
+    one = torch.ones_like(request.sigma_cond).reshape(-1, 1, 1, 1, 1)
+    signal = corruption.corrupt(one, request.sigma_cond, one * 0).flatten()
+    level = corruption.corrupt(one * 0, request.sigma_cond, one).flatten()
     scales = torch.stack(
         [
             request.c_in * request.alpha * request.clean_scale,
             request.c_in * request.sigma,
             a * request.clean_scale,
             b,
+            signal,
         ],
         dim=1,
     ).float()
@@ -82,7 +88,7 @@ def build_input(request: InputRequest) -> BuiltInput:
         key=key,
         sample_ids=ids,
         scales=scales,
-        level=sigma_cond,
+        level=level.float(),
         noise="none" if corruption.target in ("tokens", "pixels") else corruption.noise,
         dropout=request.dropout,
         target_dtype=torch.float32,
@@ -90,13 +96,13 @@ def build_input(request: InputRequest) -> BuiltInput:
     noisy, shown = made.network_input.chunk(2, dim=2)
     tokens = request.tokens
     if callable(tokens):
-        tokens = tokens(shown)
+        tokens = drop(tokens(shown), keep)
     elif tokens is not None and corruption.target in ("tokens", "both"):
         tokens = fused.corrupt(
             tokens, key=key, sample_ids=ids, sigma_cond=sigma_cond, keep=keep.float()
         )
     elif tokens is not None:
-        tokens = tokens * keep.reshape(-1, *([1] * (tokens.ndim - 1))).to(tokens.dtype)
+        tokens = drop(tokens, keep)
     return BuiltInput(
         noisy=noisy,
         target=made.target,

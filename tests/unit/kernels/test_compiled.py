@@ -16,7 +16,7 @@ assert os.environ.get("TRITON_INTERPRET") != "1", "an interpreted kernel cannot 
 
 ROOT = Path(__file__).parents[3]
 
-# registers, instructions in the loop per element
+# registers, instructions for one element (in the loop, where the kernel has one)
 BOUNDS = {
     ("input, shared, bf16", "sm_80"): (50, 33),
     ("input, per_frame, bf16", "sm_80"): (66, 53),
@@ -31,7 +31,7 @@ BOUNDS = {
     ("input, shared, bf16", "gfx942"): (60, 60),
     ("input, per_frame, bf16", "gfx942"): (78, 108),
     ("input, shared, fp32", "gfx942"): (56, 53),
-    ("square error and gradient, bf16", "gfx942"): (24, 4),
+    ("square error and gradient, bf16", "gfx942"): (24, 40),
 }
 
 
@@ -61,7 +61,7 @@ def test_machine_code_stays_within_its_bounds(name, target, code):
     assert (found.spills, found.stack) == (0, 0)
     assert (found.load_bits, found.store_bits) == (128, 128)
     assert found.registers <= registers
-    assert found.loop / variant.lanes <= per_element
+    assert 0 < variant.per_element(found) <= per_element
     if "square" not in name:  # the one that adds over threads
         assert (found.shared, found.barriers) == (0, 0)
 
@@ -71,7 +71,7 @@ def test_the_bounds_see_a_worse_kernel(code):
     good = next(v for v in code.variants("sm_90") if v.name == "input, shared, bf16")
     constants = {**good.constants, "LANES": 1, "APPROX": False}
     found = code.inspect(dataclasses.replace(good, constants=constants), "sm_90")
-    assert found.loop / good.lanes > 3 * BOUNDS["input, shared, bf16", "sm_90"][1]
+    assert good.per_element(found) > 3 * BOUNDS["input, shared, bf16", "sm_90"][1]
 
 
 def test_the_path_for_odd_sizes_neither_spills_nor_needs_a_stack(code):

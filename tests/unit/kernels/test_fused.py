@@ -20,7 +20,7 @@ def given(batch=2, frames=3, channels=2, height=4, width=6, *, cond_frames=1):
         "cond": randn(batch, cond_frames, channels, height, width),
         "key": fused.make_key(3, 4),
         "sample_ids": torch.arange(batch) + 5,
-        "scales": randn(batch, 4),
+        "scales": randn(batch, 5),
         "level": torch.rand(batch, generator=generator),
     }
 
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_the_formula():
     )
     s = [column.reshape(-1, 1, 1, 1, 1) for column in g["scales"].unbind(1)]
     kept = made.keep.reshape(-1, 1, 1, 1, 1)
-    network_input = torch.cat([s[0] * clean, (kept * cond).expand_as(clean)], dim=2)
+    network_input = torch.cat([s[0] * clean, (kept * s[4] * cond).expand_as(clean)], dim=2)
     plain = torch.autograd.grad(
         (network_input * into).sum() + (s[2] * clean * onto).sum(), (clean, cond)
     )
@@ -191,8 +191,8 @@ def test_an_empty_batch_is_fine():
         ({"cond": torch.zeros(2, 2, 2, 4, 6)}, "cond must have the shape of clean"),
         ({"cond": torch.zeros(2, 1, 2, 4, 5)}, "cond must have the shape of clean"),
         ({"cond": torch.zeros(2, 1, 2, 4, 6, device="meta")}, "cond must be on cpu"),
-        ({"scales": torch.zeros(2, 3)}, r"scales must have the shape \(2, 4\)"),
-        ({"scales": torch.zeros(2, 4).double()}, "scales must be torch.float32"),
+        ({"scales": torch.zeros(2, 3)}, r"scales must have the shape \(2, 5\)"),
+        ({"scales": torch.zeros(2, 5).double()}, "scales must be torch.float32"),
         ({"level": torch.zeros(3)}, r"level must have the shape \(2,\)"),
         ({"key": torch.zeros(2)}, "key must be torch.int64"),
         ({"sample_ids": torch.zeros(2, dtype=torch.int32)}, "sample_ids must be torch.int64"),
@@ -229,7 +229,7 @@ def test_sizes_beyond_int32_are_refused_and_a_large_batch_is_not():
             ("cond", (64, 1, 4, 72, 1024), torch.float32),
             ("key", (2,), torch.int64),
             ("sample_ids", (64,), torch.int64),
-            ("scales", (64, 4), torch.float32),
+            ("scales", (64, 5), torch.float32),
             ("level", (64,), torch.float32),
         )
     }

@@ -72,7 +72,7 @@ def test_an_operator_on_a_cpu_does_not_import_triton():
         "import sys, torch, kernels.fused as k\n"
         "x = torch.ones(1, 1, 1, 2, 2)\n"
         "k.training_input(x, x, key=k.make_key(1, 2), sample_ids=torch.tensor([3]),"
-        " scales=torch.ones(1, 4), level=torch.ones(1))\n"
+        " scales=torch.ones(1, 5), level=torch.ones(1))\n"
         "assert 'triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True)

@@ -69,6 +69,7 @@ def test_seed_and_data_set_decide_the_identity(encoded_run):
         {"train": {"checkpoint_every": 1}},
         {"train": {"num_checkpoints_kept": 9}},
         {"train": {"max_failures": 0}},
+        {"time_noise": {"impl": "torch"}},
         {"sample": {"num_steps": 3}},
         {"output": {"dir": "elsewhere"}},
         {"tracking": {"uri": "http://host"}},

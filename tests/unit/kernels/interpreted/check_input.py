@@ -25,7 +25,7 @@ def case(shape, *, seed=0, cond_frames=1, dtype=torch.float32):
     return {
         "clean": randn(*shape).to(dtype),
         "cond": randn(batch, cond_frames, *rest).to(dtype),
-        "scales": randn(batch, 4),
+        "scales": randn(batch, 5),
         "level": torch.rand(batch, generator=generator),
         "key": torch.tensor([2**40 + 17, 5]),
         "sample_ids": torch.arange(batch) * 1000003 + 7,
@@ -173,7 +173,7 @@ def formulas(given, normal, shape, noise, dtype):
     x, level = given["clean"].to(dtype), given["level"].to(dtype).reshape(-1, 1, 1, 1, 1)
     size = {"shared": torch.Size((1, *shape[1:])), "per_frame": shape}[noise]
     eps = normal(shape, 0)
-    shown = given["cond"].to(dtype) + level * normal(size, 1)
+    shown = s[4] * given["cond"].to(dtype) + level * normal(size, 1)
     return torch.cat([s[0] * x + s[1] * eps, shown.expand_as(x)], dim=2), s[2] * x + s[3] * eps
 
 
@@ -253,7 +253,7 @@ def read_far(module, far_video, far_tokens):
     far = everything.as_strided((4, 1, 1, 8, 8), (2**30, 64, 64, 8, 1))
     near = torch.arange(256.0).reshape(4, 1, 1, 8, 8).half()
     far.copy_(near)
-    rows = torch.tensor([[1.0, 0.0, 1.0, 0.0]]).repeat(4, 1)
+    rows = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0]]).repeat(4, 1)
     key, ids = torch.tensor([1, 2]), torch.arange(4)
     if far_video:
         settings = {**SETTINGS, "noise": "none", "target_dtype": torch.float16}

@@ -121,7 +121,7 @@ def two_streams(module, *, samples=(3, 2**31 + 3)):
     """Return noise of the video and of the condition, (B, F, C, H, W) float32 each."""
     shape = (len(samples), 2, 2, 64, 128)
     zero, one = torch.zeros(shape), torch.ones(len(samples))
-    rows = torch.tensor([[0.0, 1.0, 0.0, 1.0]]).repeat(len(samples), 1)
+    rows = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0]]).repeat(len(samples), 1)
     network_input, _, _, _ = module.training_input(
         zero,
         zero,

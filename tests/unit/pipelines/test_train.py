@@ -113,6 +113,11 @@ def test_a_data_set_of_other_clips_is_refused(config, name, value):
     assert f"data.{name} is {value}, the clips of the data set have {there}" in str(caught.value)
 
 
+def test_triton_without_a_gpu_is_refused_before_anything_starts(config):
+    with pytest.raises(ConfigError, match=r"time_noise\.impl 'triton' needs a GPU"):
+        run_without_ray(change(config, time_noise={"impl": "triton"}))
+
+
 def test_fewer_clips_per_video_are_no_other_clips(config, tmp_path):
     tar_path(tmp_path / "run" / "dataset", "shard-000000").unlink()
     with pytest.raises(DataError, match="is missing; run encode again"):  # the next check

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cil import rng
-from kernels import input_torch, input_triton
+from kernels import input_torch, input_triton, loss_triton
 from kernels.input_triton import Tuning
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
@@ -240,8 +240,8 @@ def test_tokens_do_not_depend_on_the_block():
         assert torch.equal(base, input_triton.corrupt(*given, tuning=tuning))
 
 
-def read_far(module, far_video, far_tokens):
-    """Let the kernels read clips 2**30 elements apart: the last two begin past 2**31.
+def far_and_near():
+    """Return clips 2**30 elements apart, so that the last two begin past 2**31, and a near copy.
 
     Memory is only reserved; few pages are touched. The stride itself fits in int32: a larger one
     would be passed as int64 and hide a missing cast.
@@ -253,35 +253,57 @@ def read_far(module, far_video, far_tokens):
     far = everything.as_strided((4, 1, 1, 8, 8), (2**30, 64, 64, 8, 1))
     near = torch.arange(256.0).reshape(4, 1, 1, 8, 8).half()
     far.copy_(near)
+    return far, near
+
+
+def read_far_video(module):
+    far, near = far_and_near()
     rows = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0]]).repeat(4, 1)
-    key, ids = torch.tensor([1, 2]), torch.arange(4)
-    if far_video:
-        settings = {**SETTINGS, "noise": "none", "target_dtype": torch.float16}
-        made = module.training_input(far, far, rows, torch.zeros(4), key, ids, **settings)
-        assert torch.equal(made[1], near)
-        assert torch.equal(made[0][:, :, 1:], near.float())
-    if far_tokens:
-        tokens = module.corrupt(far[:, 0, 0], torch.zeros(4), torch.ones(4), key, ids, 7)
-        assert torch.equal(tokens, near[:, 0, 0])
+    numbers = (rows, torch.zeros(4), torch.tensor([1, 2]), torch.arange(4))
+    settings = {**SETTINGS, "noise": "none", "target_dtype": torch.float16}
+    made = module.training_input(far, far, *numbers, **settings)
+    assert torch.equal(made[1], near)
+    assert torch.equal(made[0][:, :, 1:], near.float())
 
 
-def read_far_quietly(*arguments):
+def read_far_tokens(module):
+    far, near = far_and_near()
+    numbers = (torch.zeros(4), torch.ones(4), torch.tensor([1, 2]), torch.arange(4))
+    assert torch.equal(module.corrupt(far[:, 0, 0], *numbers, 7), near[:, 0, 0])
+
+
+def read_far_prediction(module):
+    far, near = far_and_near()
+    losses, slope = module.square_error(far, near, torch.ones(4), loss=True, grad=True)
+    assert (losses == 0).all()
+    assert (slope == 0).all()
+
+
+FAR = {
+    read_far_video: ("input_triton", input_triton),
+    read_far_tokens: ("input_triton", input_triton),
+    read_far_prediction: ("loss_triton", loss_triton),
+}
+
+
+@pytest.mark.parametrize("read", FAR)
+def test_clips_beyond_int32_are_found(read):
+    read(FAR[read][1])
+
+
+def run_quietly(read, module):
     faulthandler.disable()  # being killed is what is expected
-    read_far(*arguments)
+    read(module)
 
 
-def test_clips_beyond_int32_are_found():
-    read_far(input_triton, True, True)
-
-
-@pytest.mark.parametrize(("far_video", "far_tokens"), [(True, False), (False, True)])
-def test_without_int64_clips_beyond_int32_are_not_found(far_video, far_tokens, mutant):
+@pytest.mark.parametrize("read", FAR)
+def test_without_int64_clips_beyond_int32_are_not_found(read, mutant):
     """The mutant reads far outside the tensor: its process is killed, or finds other numbers."""
     cast = "b = tl.program_id(1).to(tl.int64)"
-    module = mutant("input_triton", cast, cast.removesuffix(".to(tl.int64)"))
-    process = multiprocessing.get_context("fork").Process(
-        target=read_far_quietly, args=(module, far_video, far_tokens)
-    )
+    file = FAR[read][0]
+    module = mutant(file, cast, cast.removesuffix(".to(tl.int64)"))[file]
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=run_quietly, args=(read, module))
     process.start()
     process.join(60)
     assert process.exitcode not in (0, None)

@@ -174,7 +174,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_statistics_see_that(name, mutant, statistics):
     with pytest.raises(AssertionError):
-        statistics.assert_good_noise(*two_streams(mutant(*MUTANTS[name])))
+        statistics.assert_good_noise(*two_streams(mutant(*MUTANTS[name])["input_triton"]))
 
 
 def test_every_word_of_seed_and_step_changes_the_noise(statistics):

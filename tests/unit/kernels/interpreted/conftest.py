@@ -37,21 +37,24 @@ def convert(values, source, result, rounding):
 interpreter._convert_float = convert
 
 
+MODULES = ("__init__", "input_torch", "rng_torch", "input_triton", "rng_triton", "loss_triton")
+
+
 @pytest.fixture
 def mutant(tmp_path, monkeypatch):
-    """Make a copy of the kernels with one text replaced, and return its input_triton."""
+    """Make a copy of the kernels with one text replaced, and return its modules by name."""
 
     def make(file, old, new):
         name = f"mutant_{abs(hash((file, old, new)))}"
         folder = tmp_path / name
         folder.mkdir()
-        for module in ("__init__", "input_torch", "rng_torch", "input_triton", "rng_triton"):
+        for module in MODULES:
             text = (Path(kernels.__file__).parent / f"{module}.py").read_text()
             if module == file:
                 assert text.count(old) >= 1, f"nothing to replace in {file}: {old}"
                 text = text.replace(old, new)
             (folder / f"{module}.py").write_text(text.replace("from kernels", f"from {name}"))
         monkeypatch.syspath_prepend(tmp_path)
-        return importlib.import_module(f"{name}.input_triton")
+        return {module: importlib.import_module(f"{name}.{module}") for module in MODULES[1:]}
 
     return make

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import input_triton, loss_triton, moments_triton
+from kernels import input_triton, launch, loss_triton, moments_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -163,7 +163,7 @@ def compile_variant(variant: Variant, target: str) -> Any:
         fn=variant.kernel, signature=types, constexprs=variant.constants, attrs=aligned
     )
     gpu = TARGETS[target]
-    options = input_triton.launch_options(variant.threads // gpu.warp_size)
+    options = launch.launch_options(variant.threads // gpu.warp_size)
     return triton.compile(source, target=gpu, options=options)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import kernels.ops  # noqa: F401  registers the operators
+from kernels.checks import FLOATS, INT32, check_device, check_floats, check_small, require
 from kernels.rng_torch import COND_NOISE, TOKEN_NOISE
 
 __all__ = [
@@ -40,10 +41,6 @@ frame noised (``per_frame``); one number per clip (``scalar``); or not at all (`
 
 Layout = Literal["bfchw", "bcfhw"]
 """Order of the dimensions: frames before channels, or channels before frames."""
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_INT32 = 2**31
-_GRID = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,55 +78,6 @@ class Moments:
     """(F, C, H, W) float64 sum of squared differences from the mean."""
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_floats(name: str, tensor: Tensor, ndim: int) -> None:
-    _require(
-        tensor.ndim == ndim,
-        f"{name} must have {ndim} dimensions, got the shape {tuple(tensor.shape)}",
-    )
-    _require(
-        tensor.dtype in FLOATS,
-        f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}; convert it",
-    )
-    _require(
-        all(size > 0 for size in tensor.shape[1:]),
-        f"{name} may have an empty batch but no other empty dimension, got {tuple(tensor.shape)}",
-    )
-    _require(
-        tensor.shape[0] <= _GRID,
-        f"{name} must have at most {_GRID} clips, got {tensor.shape[0]}; split the batch",
-    )
-    span = sum((n - 1) * s for n, s in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
-    _require(
-        span < _INT32,
-        f"one clip of {name} must span fewer than 2**31 elements in memory, got {span + 1}; "
-        "make it contiguous, or use fewer frames",
-    )
-
-
-def _check_small(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor
-) -> Tensor:
-    _require(
-        tuple(tensor.shape) == shape,
-        f"{name} must have the shape {shape}, got {tuple(tensor.shape)}",
-    )
-    _require(tensor.dtype == dtype, f"{name} must be {dtype}, got {tensor.dtype}; convert it")
-    _check_device(name, tensor, like)
-    return tensor.contiguous()
-
-
-def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
-    _require(
-        tensor.device == like.device,
-        f"{name} must be on {like.device}, as the latents are, got {tensor.device}; move it",
-    )
-
-
 def make_key(seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the (2,) int64 tensor (seed, step).
 
@@ -141,8 +89,8 @@ def make_key(seed: int, step: int, device: torch.device | str = "cpu") -> Tensor
     Raises:
         ValueError: a number does not fit.
     """
-    _require(-(2**63) <= seed < 2**64, f"seed must fit in 64 bits, got {seed=}")
-    _require(0 <= step < 2**32, f"step must be in [0, 2**32), got {step=}")
+    require(-(2**63) <= seed < 2**64, f"seed must fit in 64 bits, got {seed=}")
+    require(0 <= step < 2**32, f"step must be in [0, 2**32), got {step=}")
     return torch.tensor([seed - 2**64 if seed >= 2**63 else seed, step], device=device)
 
 
@@ -193,37 +141,37 @@ def training_input(
         ValueError: shapes, dtypes, devices or sizes do not fit. Values on a device are not looked
             at, because that would make the host wait for it.
     """
-    _check_floats("clean", clean, 5)
-    _check_floats("cond", cond, 5)
-    _require(layout in ("bfchw", "bcfhw"), f"layout must be bfchw or bcfhw, got {layout!r}")
+    check_floats("clean", clean, 5)
+    check_floats("cond", cond, 5)
+    require(layout in ("bfchw", "bcfhw"), f"layout must be bfchw or bcfhw, got {layout!r}")
     channels_first = layout == "bcfhw"
     if channels_first:
         clean, cond = clean.transpose(1, 2), cond.transpose(1, 2)
     batch, frames, channels, height, width = clean.shape
-    _require(
+    require(
         cond.shape[1] in (1, frames)
         and (cond.shape[0], *cond.shape[2:]) == (batch, channels, height, width),
         f"cond must have the shape of clean, {tuple(clean.shape)}, or one frame of it; "
         f"got {tuple(cond.shape)} (both as B F C H W)",
     )
-    _require(
-        2 * clean[:1].numel() < _INT32,
+    require(
+        2 * clean[:1].numel() < INT32,
         f"one clip must have fewer than 2**30 elements, got {clean[:1].numel()}; use fewer frames",
     )
-    _require(noise in ("none", "shared", "per_frame", "scalar"), f"unknown {noise=}")
-    _require(0.0 <= dropout <= 1.0, f"dropout must be in [0, 1], got {dropout=}")
+    require(noise in ("none", "shared", "per_frame", "scalar"), f"unknown {noise=}")
+    require(0.0 <= dropout <= 1.0, f"dropout must be in [0, 1], got {dropout=}")
     dtype = dtype or clean.dtype
     target_dtype = (target_dtype or dtype) if with_target else None
     for name, given in (("dtype", dtype), ("target_dtype", target_dtype)):
-        _require(given is None or given in FLOATS, f"{name} must be one of {FLOATS}, got {given}")
-    _check_device("cond", cond, clean)
+        require(given is None or given in FLOATS, f"{name} must be one of {FLOATS}, got {given}")
+    check_device("cond", cond, clean)
     network_input, target, sigma_cond, keep = torch.ops.cil_kernels.training_input(
         clean,
         cond,
-        _check_small("scales", scales, (batch, 5), torch.float32, clean),
-        _check_small("level", level, (batch,), torch.float32, clean),
-        _check_small("key", key, (2,), torch.int64, clean),
-        _check_small("sample_ids", sample_ids, (batch,), torch.int64, clean),
+        check_small("scales", scales, (batch, 5), torch.float32, clean),
+        check_small("level", level, (batch,), torch.float32, clean),
+        check_small("key", key, (2,), torch.int64, clean),
+        check_small("sample_ids", sample_ids, (batch,), torch.int64, clean),
         noise,
         None if law is None else law.beta_m,
         1.0 if law is None else law.scale,
@@ -263,10 +211,10 @@ def corrupt(
     Raises:
         ValueError: shapes, dtypes, devices or sizes do not fit.
     """
-    _require(values.ndim >= 1, "values must have a batch dimension, got a single number")
-    _check_floats("values", values, values.ndim)
-    _require(
-        values[:1].numel() < _INT32 - 1024,
+    require(values.ndim >= 1, "values must have a batch dimension, got a single number")
+    check_floats("values", values, values.ndim)
+    require(
+        values[:1].numel() < INT32 - 1024,
         f"one clip of values must have fewer than 2**31 elements, got {values[:1].numel()}",
     )
     batch = values.shape[0]
@@ -278,34 +226,34 @@ def corrupt(
         values = values.reshape(batch, values[:1].numel() // width if batch else 1, width)
     out: Tensor = torch.ops.cil_kernels.corrupt(
         values,
-        _check_small("sigma_cond", sigma_cond, (batch,), torch.float32, values),
-        _check_small("keep", keep, (batch,), torch.float32, values),
-        _check_small("key", key, (2,), torch.int64, values),
-        _check_small("sample_ids", sample_ids, (batch,), torch.int64, values),
+        check_small("sigma_cond", sigma_cond, (batch,), torch.float32, values),
+        check_small("keep", keep, (batch,), torch.float32, values),
+        check_small("key", key, (2,), torch.int64, values),
+        check_small("sample_ids", sample_ids, (batch,), torch.int64, values),
         stream,
     )
     return out.reshape(shape)
 
 
-def _check_errors(
+def _checked_errors(
     prediction: Tensor, target: Tensor, weight: Tensor | None, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_floats("prediction", prediction, 5)
-    _check_floats("target", target, 5)
-    _require(
+    check_floats("prediction", prediction, 5)
+    check_floats("target", target, 5)
+    require(
         prediction.shape == target.shape,
         f"target must have the shape {tuple(prediction.shape)} of the prediction, "
         f"got {tuple(target.shape)}",
     )
-    _require(
-        prediction[:1].numel() < _INT32,
+    require(
+        prediction[:1].numel() < INT32,
         f"one clip must have fewer than 2**31 elements, got {prediction[:1].numel()}",
     )
-    _check_device("target", target, prediction)
+    check_device("target", target, prediction)
     batch = prediction.shape[0]
     if weight is None:
         weight = prediction.new_ones(batch, dtype=torch.float32)
-    weight = _check_small("weight", weight, (batch,), torch.float32, prediction)
+    weight = check_small("weight", weight, (batch,), torch.float32, prediction)
     if layout == "bcfhw":
         prediction, target = prediction.transpose(1, 2), target.transpose(1, 2)
     return prediction, target, weight
@@ -329,7 +277,7 @@ def square_error(
         ValueError: shapes, dtypes or devices do not fit.
     """
     losses: Tensor = torch.ops.cil_kernels.square_error(
-        *_check_errors(prediction, target, weight, layout)
+        *_checked_errors(prediction, target, weight, layout)
     )
     return losses
 
@@ -349,7 +297,7 @@ def square_error_and_grad(
         ValueError: shapes, dtypes or devices do not fit.
     """
     losses, slope = torch.ops.cil_kernels.square_error_and_grad(
-        *_check_errors(prediction, target, weight, layout)
+        *_checked_errors(prediction, target, weight, layout)
     )
     return losses, slope.transpose(1, 2) if layout == "bcfhw" else slope
 
@@ -377,28 +325,28 @@ def update_moments(moments: Moments, latents: Tensor, std: Tensor | None = None)
         ValueError: shapes, dtypes or devices do not fit.
     """
     count, mean, m2 = moments.count, moments.mean, moments.m2
-    _check_floats("latents", latents, 5)
-    _require(
+    check_floats("latents", latents, 5)
+    require(
         tuple(latents.shape[1:]) == tuple(mean.shape) and mean.shape == m2.shape,
         f"latents must have the shape (N, *{tuple(mean.shape)}) of the moments, "
         f"got {tuple(latents.shape)}",
     )
-    _require(mean.numel() < _INT32 - 1024, "one clip must have fewer than 2**31 elements")
+    require(mean.numel() < INT32 - 1024, "one clip must have fewer than 2**31 elements")
     for name, tensor, dtype in (
         ("count", count, torch.int64),
         ("mean", mean, torch.float64),
         ("m2", m2, torch.float64),
     ):
-        _require(tensor.dtype == dtype, f"{name} must be {dtype}, got {tensor.dtype}")
-        _check_device(name, tensor, latents)
+        require(tensor.dtype == dtype, f"{name} must be {dtype}, got {tensor.dtype}")
+        check_device(name, tensor, latents)
     if std is not None:
-        _require(
+        require(
             std.shape == latents.shape,
             f"std must have the shape {tuple(latents.shape)} of the latents, "
             f"got {tuple(std.shape)}",
         )
-        _check_floats("std", std, 5)
-        _check_device("std", std, latents)
+        check_floats("std", std, 5)
+        check_device("std", std, latents)
         std = std.contiguous()
     count, mean, m2 = torch.ops.cil_kernels.update_moments(
         count, mean.contiguous(), m2.contiguous(), latents.contiguous(), std

@@ -10,21 +10,24 @@ a clip are int32, which the public functions check. Everything is float32 betwee
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0915, PLR0917, SIM108
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.input_torch import empty_video
+from kernels.launch import (
+    Tuning,
+    is_flat,
+    is_half,
+    is_nvidia,
+    launch_options,
+    tune,
+    warp_size_of,
+)
 from kernels.rng_triton import key_words, normal_block, normal_number, uniform_number
 
-__all__ = ["Tuning", "corrupt", "corrupt_kernel", "training_input", "training_input_kernel", "tune"]
-
-ENOUGH_PROGRAMS = 4096
-"""About four waves of programs on 132 processors that hold 8 each."""
+__all__ = ["NOISE_CODES", "corrupt", "corrupt_kernel", "training_input", "training_input_kernel"]
 
 NOISE_CODES = {"none": 0, "shared": 1, "per_frame": 2, "scalar": 3}
 _NONE = tl.constexpr(0)
@@ -217,82 +220,6 @@ def corrupt_kernel(
     tl.store(out_at, shown.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
-    """Launch parameters. They change speed and never a bit of the result."""
-
-    block: int
-    """Positions per program, a power of two, at least ``lanes``."""
-    frames: int
-    """Frames per program."""
-    lanes: int
-    """8, 4 or 1, see ``rng_triton.normal_block``; must divide height * width."""
-    num_warps: int
-    """Warps per program."""
-    approx: bool
-    """Use the PTX approximations: NVIDIA only."""
-
-
-def tune(
-    *, spatial: int, rows: int, frames: int, half: bool, nvidia: bool, warp_size: int = 32
-) -> Tuning:
-    """Choose launch parameters; nothing is measured here, so that they are always the same.
-
-    Args:
-        spatial: positions per row, height * width.
-        rows: clips * channels.
-        frames: frames per row.
-        half: all outputs are bf16 or fp16. Then 8 elements make 128 bits, and the error of the
-            approximations drowns in the rounding; float32 keeps the polynomials.
-        nvidia: the approximations exist.
-        warp_size: threads per warp.
-    """
-    lanes = next(n for n in ((8, 4, 1) if half else (4, 1)) if spatial % n == 0)
-    threads = 128
-    # A row's last program is partly idle: smaller programs waste less
-    while threads > warp_size and triton.cdiv(spatial, threads * lanes) * threads * lanes > (
-        1.1 * spatial
-    ):
-        threads //= 2
-    programs = rows * triton.cdiv(spatial, threads * lanes) * frames
-    chunk = 1
-    # A chunk shares the condition and its noise, but all processors must get programs
-    while chunk < min(frames, 8) and programs // (2 * chunk) >= ENOUGH_PROGRAMS:
-        chunk *= 2
-    return Tuning(
-        block=threads * lanes,
-        frames=chunk,
-        lanes=lanes,
-        num_warps=threads // warp_size,
-        approx=half and nvidia,
-    )
-
-
-def launch_options(num_warps: int) -> dict[str, Any]:
-    """Options of every launch: products and sums are fused where the source says so, only there."""
-    return {"num_warps": num_warps, "enable_fp_fusion": False}
-
-
-def is_half(*dtypes: torch.dtype | None) -> bool:
-    """Return whether all dtypes are bf16 or fp16."""
-    return all(dtype in (None, torch.bfloat16, torch.float16) for dtype in dtypes)
-
-
-def is_nvidia(tensor: Tensor) -> bool:
-    """Return whether a tensor is on an NVIDIA GPU."""
-    return tensor.is_cuda and torch.version.hip is None
-
-
-def _warp_size(tensor: Tensor) -> int:
-    return 64 if tensor.is_cuda and torch.version.hip is not None else 32
-
-
-def _is_flat(tensor: Tensor) -> bool:
-    """Return whether the last two dimensions are one run with the stride of the last."""
-    height, width = tensor.shape[-2:]
-    return height == 1 or tensor.stride(-2) == width * tensor.stride(-1)
-
-
 def training_input(
     clean: Tensor,
     cond: Tensor,
@@ -346,7 +273,7 @@ def training_input(
         frames=frames,
         half=is_half(dtype, target_dtype),
         nvidia=is_nvidia(clean),
-        warp_size=_warp_size(clean),
+        warp_size=warp_size_of(clean),
     )
     repeat = cond.shape[1] == 1 or cond.stride(1) == 0
     beta_m, scale = logit or (0.0, 0.0)
@@ -381,7 +308,7 @@ def training_input(
             DRAW_LEVEL=logit is not None,
             TARGET=target_dtype is not None,
             REPEAT=repeat,
-            FLAT=_is_flat(clean) and _is_flat(cond),
+            FLAT=is_flat(clean) and is_flat(cond),
             FRAMES=tuning.frames,
             BLOCK=tuning.block,
             LANES=tuning.lanes,
@@ -425,7 +352,7 @@ def corrupt(
         block=128 * lanes,
         frames=1,
         lanes=lanes,
-        num_warps=128 // _warp_size(values),
+        num_warps=128 // warp_size_of(values),
         approx=half and is_nvidia(values),
     )
     with torch.cuda.device_of(values):
@@ -440,7 +367,7 @@ def corrupt(
             width,
             *values.stride(),
             STREAM=stream,
-            FLAT=_is_flat(values),
+            FLAT=is_flat(values),
             BLOCK=tuning.block,
             LANES=tuning.lanes,
             APPROX=tuning.approx,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.input_triton import launch_options
+from kernels.launch import is_flat, launch_options
 
 __all__ = ["finish_kernel", "square_error", "square_error_kernel"]
 
@@ -103,11 +103,6 @@ def finish_kernel(
     tl.store(loss_ptr + b, loss)
 
 
-def _is_flat(tensor: Tensor) -> bool:
-    height, width = tensor.shape[-2:]
-    return height == 1 or tensor.stride(-2) == width * tensor.stride(-1)
-
-
 def square_error(
     prediction: Tensor,
     target: Tensor,
@@ -159,7 +154,7 @@ def square_error(
             LOSS=loss,
             GRAD=grad,
             UPSTREAM=upstream is not None,
-            FLAT=_is_flat(prediction) and _is_flat(target),
+            FLAT=is_flat(prediction) and is_flat(target),
             BLOCK=BLOCK,
             **launch_options(4),
         )

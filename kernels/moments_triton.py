@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.input_triton import launch_options
+from kernels.launch import launch_options
 
 __all__ = ["MAX_CLIPS", "moments_kernel", "update_moments"]
 

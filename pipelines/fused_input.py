@@ -1,4 +1,4 @@
-"""The Triton kernels in the place of torch: `cil.losses.build_input` and ``square_error``.
+"""The Triton kernels in the place of torch: `cil.network_input.build_input` and ``square_error``.
 
 `choose_impl` turns ``time_noise.impl`` into torch or triton, on the driver, before anything starts.
 The kernels draw the noise themselves, from the same counters, so both give the same numbers up to
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cil.conditioning import drop
 from cil.errors import ConfigError, DataError
-from cil.losses import BuiltInput, InputRequest
+from cil.network_input import BuiltInput, InputRequest
 from cil.parameterization import target_scales
 
 __all__ = ["build_input", "choose_impl", "square_error"]
@@ -48,7 +48,7 @@ def choose_impl(impl: str, *, use_gpu: bool) -> str:
 
 
 def build_input(request: InputRequest) -> BuiltInput:
-    """Build the network's input and the target in one pass; see `cil.losses.build_input`.
+    """Build the network's input and the target in one pass; see `cil.network_input.build_input`.
 
     Tokens that are made from the conditioning latents see zeros where the condition is dropped.
 

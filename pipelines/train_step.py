@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from cil.errors import StageError
-from cil.losses import LossResult, build_input, denoising_loss, draw_training, square_error
+from cil.losses import LossResult, denoising_loss, draw_training, square_error
 from cil.models import ImageToVideoModel
+from cil.network_input import build_input
 from cil.rng import Stream, normal
 from pipelines import fused_input
 from pipelines.config import RunConfig

@@ -8,7 +8,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from kernels import input_triton, loss_triton, moments_triton
+from kernels import input_triton, launch, loss_triton, moments_triton
 
 
 class PretendedGpu:
@@ -107,7 +107,7 @@ def test_launch_parameters_fit_the_papers_shapes():
     for spatial, frames in ((40 * 64, 16), (72 * 128, 25)):
         for half in (True, False):
             for batch in (1, 4, 16, 64):
-                tuning = input_triton.tune(
+                tuning = launch.tune(
                     spatial=spatial, rows=4 * batch, frames=frames, half=half, nvidia=True
                 )
                 assert tuning.lanes == (8 if half else 4)
@@ -116,5 +116,5 @@ def test_launch_parameters_fit_the_papers_shapes():
                 programs = spatial // tuning.block * 4 * batch * -(-frames // tuning.frames)
                 assert programs >= 132
                 assert tuning.approx == half
-    many = input_triton.tune(spatial=9216, rows=256, frames=25, half=True, nvidia=True)
+    many = launch.tune(spatial=9216, rows=256, frames=25, half=True, nvidia=True)
     assert many.frames > 1

@@ -6,7 +6,7 @@ import torch
 
 from cil import EDMSchedule, Parameterization, TimeNoiseConfig, denoising_loss, draw_training
 from cil.errors import ConfigError, DataError
-from cil.losses import build_input
+from cil.network_input import build_input
 from cil.noise_schedule import FlowSchedule, VPSchedule
 from pipelines import fused_input
 from pipelines.fused_input import choose_impl

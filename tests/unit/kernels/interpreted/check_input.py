@@ -9,7 +9,7 @@ import torch
 
 from cil import rng
 from kernels import input_torch, input_triton, loss_triton
-from kernels.input_triton import Tuning
+from kernels.launch import Tuning
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 """Half a unit in the last place of 1."""

@@ -37,7 +37,15 @@ def convert(values, source, result, rounding):
 interpreter._convert_float = convert
 
 
-MODULES = ("__init__", "input_torch", "rng_torch", "input_triton", "rng_triton", "loss_triton")
+MODULES = (
+    "__init__",
+    "launch",
+    "input_torch",
+    "rng_torch",
+    "input_triton",
+    "rng_triton",
+    "loss_triton",
+)
 
 
 @pytest.fixture

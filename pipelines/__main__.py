@@ -26,6 +26,8 @@ _COMMANDS = {
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "sample": "videos from a registered model or a model folder",
+    "plan": "what encoding would keep, drop, write and take, without doing it",
+    "verify": "check every byte of a data set against its manifest",
     "doctor": "check this environment and say what to do",
 }
 
@@ -48,6 +50,8 @@ options of every stage:
 examples:
   cil run --config configs/demo.yaml
   cil encode --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips
+  cil plan --config configs/demo.yaml --data.videos s3://bucket/clips
+  cil verify build/demo/run/dataset
   cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
   cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
   cil doctor
@@ -57,7 +61,14 @@ A stage whose results are complete does nothing; a stage that was killed goes on
 
 _EXAMPLES = {
     "run": "cil run --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips",
-    "encode": "cil encode --config configs/demo.yaml --data.videos ~/clips",
+    "encode": (
+        "cil encode --config configs/demo.yaml --data.videos ~/clips --max-bad-fraction 0.1. "
+        "Also: --max-bad-fraction X, short for --encode.max-bad-fraction"
+    ),
+    "plan": (
+        "cil plan --config configs/demo.yaml --data.videos clips.csv --probe 100. "
+        "Also: --probe N, the number of videos to look at"
+    ),
     "train": "cil train --config configs/demo.yaml --train.num-steps 50",
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
@@ -68,6 +79,8 @@ _EXAMPLES = {
     ),
     "doctor": "cil doctor --config configs/demo.yaml",
 }
+
+_LONG_FORMS = {"--max-bad-fraction": "--encode.max-bad-fraction"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -101,7 +114,17 @@ def _common_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--debug", action="store_true")
-    return parser.parse_known_args(arguments)
+    known, rest = parser.parse_known_args(arguments)
+    return known, [_LONG_FORMS.get(word, word) for word in _split(rest)]
+
+
+def _split(words: list[str]) -> list[str]:
+    """Write ``--name=value`` as two words where the name has a longer form."""
+    split = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        split += [name, value] if equals and name in _LONG_FORMS else [word]
+    return split
 
 
 def _guarded(action: Callable[[], int], *, debug: bool) -> int:
@@ -133,6 +156,12 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
 def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
     if command == "sample":
         return _sample(common, rest)
+    if command == "verify":
+        return _verify(common, rest)
+    if command == "plan":
+        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil plan")
+        flags.add_argument("--probe", type=int)
+        own, rest = flags.parse_known_args(rest)
     config = _resolve(command, common, rest)
     if common.dry_run:
         from pipelines.config import config_to_yaml
@@ -143,6 +172,11 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         from pipelines import doctor
 
         return doctor.run(config, as_json=common.json)
+    if command == "plan":
+        from pipelines.plan import plan_encoding
+
+        _finish([plan_encoding(config, num_probed=own.probe)], common)
+        return 0
     from pipelines import stages
 
     reports = stages.run(command, config, debug=common.debug)
@@ -168,6 +202,28 @@ def _sample(common: argparse.Namespace, rest: list[str]) -> int:
     arguments = dataclasses.replace(arguments, analytic_init=given.analytic_init)
     _finish([run_command(arguments)], common)
     return 0
+
+
+def _verify(common: argparse.Namespace, rest: list[str]) -> int:
+    import tempfile
+    from pathlib import Path
+
+    from pipelines.verify import verify
+
+    parser = argparse.ArgumentParser(
+        prog="cil verify",
+        description=f"{_COMMANDS['verify']}. Exit code 1 if anything is wrong.",
+        epilog="examples: cil verify build/demo/run/dataset; cil verify s3://bucket/clips --json",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL of the data set")
+    dataset = parser.parse_args(rest).dataset
+    with tempfile.TemporaryDirectory() as cache:
+        report = verify(dataset, Path(cache))
+    faults = report.outputs["faults"]
+    _finish([report], common)
+    if faults:
+        print(f"error: {len(faults)} faults:", *faults, sep="\n  ", file=sys.stderr)
+    return int(bool(faults))
 
 
 def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunConfig":

@@ -21,9 +21,13 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from cil.errors import ConfigError
 from cil.models.tiny_config import TinyConfig
 from cil.time_noise import TimeNoiseConfig
+from pipelines.decode.config import DecodeConfig
+from pipelines.selection.bucket import Bucket
+from pipelines.selection.config import SelectionConfig, contradictions
 
 __all__ = [
     "ClusterConfig",
+    "ConditionConfig",
     "DataConfig",
     "EncodeConfig",
     "FirstStageConfig",
@@ -33,8 +37,11 @@ __all__ = [
     "SampleConfig",
     "TrackingConfig",
     "TrainConfig",
+    "child_environment",
+    "clip_buckets",
     "config_to_yaml",
     "content_hash",
+    "dataset_of",
     "environment",
     "load_config",
     "redact_uri",
@@ -57,8 +64,14 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     videos: str = ""
-    """Folder with video files; sub-folders are searched too, hidden ones and links are not.
-    Required."""
+    """Where the videos are: a folder (with its sub-folders), a glob, one video, a table (.csv,
+    .jsonl or .parquet) that lists them, WebDataset tars, or a URL of any of these. Required."""
+    video_root: str | None = None
+    """Where the relative paths of a table start; None takes the table's folder."""
+    path_column: str | None = None
+    """Column of a table that names the video; None looks for a usual name."""
+    caption_column: str | None = None
+    """Column of a table that describes the video; None looks for a usual name."""
     num_frames: Count = 8
     """Frames per clip."""
     fps: Positive = 8.0
@@ -67,8 +80,12 @@ class DataConfig:
     """Height of a clip in pixels. Frames are resized to cover it, then cropped in the centre."""
     width: Count = 32
     """Width of a clip in pixels."""
-    max_clips_per_video: Count | None = None
-    """Keep at most this many clips of one video, the first ones; None keeps all."""
+    buckets: tuple[str, ...] = ()
+    """Several sizes of clips, as HEIGHTxWIDTHxFRAMES; a video goes to the nearest aspect ratio and
+    the largest size that does not enlarge it, a shot to the longest clip that it holds. Empty
+    takes height, width and num_frames."""
+    clip_stride: Count | None = None
+    """Frames from the start of a clip to the start of the next; None cuts clips side by side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +94,12 @@ class FirstStageConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     path: str | None = None
-    """Folder of a fitted first stage; None fits a patch codec to the videos of this run."""
+    """Folder of a first stage: one fitted here, or a VAE as diffusers writes it (also a pipeline
+    folder with a `vae`). None fits a patch codec to the videos of this run."""
     patch_size: Count = 4
     """Side of the square patch that becomes one latent position, in pixels."""
     latent_channels: Count = 4
-    """Latent channels per position; at most 3 * patch_size^2."""
+    """Latent channels per position; below 3 * patch_size^2."""
     fit_videos: Count = 256
     """Fit on at most this many videos, the first ones in the order of their content hashes."""
 
@@ -93,12 +111,50 @@ class EncodeConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     videos_per_shard: Count = 16
     """Videos whose clips share a shard, which is the unit of work and of restart."""
+    posterior: Literal["mean_std", "mean", "sample"] = "mean_std"
+    """What is stored of the first stage's Gaussian: mean and std, so that training draws a fresh
+    sample each time; the mean alone (std 0); or one sample, drawn from the run's seed (std 0)."""
     latents_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the stored posterior mean and std."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of a VAE and of the encoders of conditions."""
+    frames_per_chunk: Count = 8
+    """Frames that a VAE encodes at once; part of what decides the bytes."""
+    tile_size: Count | None = None
+    """Side in pixels of the tiles in which a VAE encodes large frames; None encodes them whole."""
     num_workers: Count = 2
-    """Shards that are encoded at the same time; each takes one CPU."""
+    """Shards that are encoded at the same time, each by one worker."""
+    use_gpu: bool = False
+    """One GPU per worker; its decoders run on the CPUs of the same node."""
+    decoders_per_worker: Count = 1
+    """Videos that are decoded ahead at the same time for one worker, each on one CPU."""
     max_retries: Annotated[int, Ge(0)] = 2
     """How often a shard is tried again when its worker process dies."""
+    max_bad_fraction: Fraction = 0.5
+    """The run ends with exit code 1 if a larger share of the videos is broken."""
+    source_changes: Literal["keep", "refuse"] = "keep"
+    """When videos of the data set were removed from the source or changed there: keep their clips
+    and warn, or refuse to go on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConditionConfig:
+    """Conditions that are encoded with the clips; each is optional, as the model family needs."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    image_encoder: str | None = None
+    """Folder of a CLIP vision model as transformers writes it (also a pipeline folder with an
+    `image_encoder`); None stores zero tokens."""
+    image_tokens: Literal["pooled", "hidden"] = "pooled"
+    """One projected token, as SVD takes it, or all tokens of the encoder."""
+    image_layer: Literal["last", "penultimate"] = "last"
+    """Layer that all tokens are taken from."""
+    text_encoder: str | None = None
+    """Folder of a CLIP or T5 text encoder with its tokenizer; None stores no text."""
+    text_layer: Literal["last", "penultimate"] = "last"
+    """Layer that the text's tokens are taken from."""
+    text_length: Annotated[int, Ge(2)] | None = None
+    """Tokens that a caption is padded or cut to; None takes the encoder's own length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +203,9 @@ class TrainConfig:
     """One GPU per worker, with NCCL; without it CPU workers talk over gloo."""
     cpus_per_worker: Count = 1
     """CPU cores (and torch threads) per worker."""
+    bucket: str | None = None
+    """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes the only
+    one."""
     zero_stage: Literal[1, 2] = 2
     """DeepSpeed ZeRO stage."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -225,6 +284,9 @@ class OutputConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     dir: str = "build/run"
     """Folder of the run: data set, checkpoints, statistics, model, samples and reports."""
+    dataset: str | None = None
+    """Where the data set goes: a folder or a URL such as s3://bucket/clips; None takes a folder in
+    output.dir. What is read from a URL is kept in a cache in output.dir."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +298,12 @@ class RunConfig:
     """Seed of the data order, the network's initial weights and all noise."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and clips."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Decoding videos."""
+    select: SelectionConfig = field(default_factory=SelectionConfig)
+    """Choosing clips."""
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    """Encoding conditions."""
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     """Codec between pixels and latents."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
@@ -263,15 +331,28 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
     other settings are looked at.
     """
     data, stage, model, train = config.data, config.first_stage, config.model, config.train
-    for name, size in (("height", data.height), ("width", data.width)):
-        if stage.path is None and size % stage.patch_size:
-            yield (
-                f"data.{name} must be a multiple of first_stage.patch_size = {stage.patch_size}, "
-                f"got {size}"
-            )
-    if stage.latent_channels > 3 * stage.patch_size**2:
+    try:
+        buckets = clip_buckets(data)
+    except ConfigError as error:
+        yield f"data.buckets: {error}"
+        buckets = ()
+    for bucket in buckets if stage.path is None else ():
+        for name, size in (("height", bucket.height), ("width", bucket.width)):
+            if size % stage.patch_size:
+                where = (
+                    f"data.{name}" if not data.buckets else f"data.buckets: {name} of {bucket.name}"
+                )
+                yield (
+                    f"{where} must be a multiple of first_stage.patch_size = {stage.patch_size}, "
+                    f"got {size}"
+                )
+    for mistake in contradictions(config.select):
+        yield f"select.{mistake}"
+    if len(set(buckets)) < len(buckets):
+        yield f"data.buckets must differ from each other, got {', '.join(data.buckets)}"
+    if stage.latent_channels >= 3 * stage.patch_size**2:
         yield (
-            f"first_stage.latent_channels must be <= 3 * patch_size^2 = {3 * stage.patch_size**2}, "
+            f"first_stage.latent_channels must be < 3 * patch_size^2 = {3 * stage.patch_size**2}, "
             f"got {stage.latent_channels}"
         )
     if len(model.num_attention_heads) != len(model.block_out_channels):
@@ -289,9 +370,30 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
         )
 
 
+def clip_buckets(data: DataConfig) -> tuple[Bucket, ...]:
+    """Return the sizes of the clips, largest first as they were given.
+
+    Raises:
+        ConfigError: a bucket is not written as HEIGHTxWIDTHxFRAMES.
+    """
+    if data.buckets:
+        return tuple(Bucket.parse(text) for text in data.buckets)
+    return (Bucket(height=data.height, width=data.width, num_frames=data.num_frames),)
+
+
+def dataset_of(config: RunConfig) -> str:
+    """Return the folder or URL of the run's data set."""
+    return config.output.dataset or str((Path(config.output.dir) / "dataset").resolve())
+
+
 def environment(name: str) -> str | None:
     """Read an environment variable; empty counts as unset."""
     return os.environ.get(name) or None
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Return this process's environment with some variables set, for a process that it starts."""
+    return {**os.environ, **changes}
 
 
 def load_config(path: str | Path | None) -> RunConfig:
@@ -455,6 +557,7 @@ def config_to_yaml(config: RunConfig) -> str:
 
     raw = _plain(asdict(config))
     raw["tracking"]["uri"] = redact_uri(config.tracking.uri)
+    raw["data"]["videos"] = redact_uri(config.data.videos)
     return str(yaml.safe_dump(raw, sort_keys=False))
 
 

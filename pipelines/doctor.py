@@ -15,10 +15,12 @@ from typing import Literal
 
 from cil.errors import CilError
 from pipelines import tracking
-from pipelines.config import RunConfig, environment
+from pipelines.config import RunConfig, dataset_of, environment, redact_uri
 from pipelines.progress import console
-from pipelines.sources import check_source_folder
+from pipelines.source_state import source_options
+from pipelines.sources import check_source
 from pipelines.storage import check_writable
+from pipelines.store import open_store
 
 __all__ = ["Check", "run"]
 
@@ -64,12 +66,24 @@ def run(config: RunConfig, *, as_json: bool) -> int:
     checks = [_python(), *_packages(), _hf_kernels(), _gpu(), _ffmpeg(), _ray(config)]
     checks.append(_disk(config))
     checks.append(_setting("output", config.output.dir, lambda: _writable(config)))
+    if config.output.dataset is not None:
+        checks.append(
+            _setting(
+                "dataset",
+                redact_uri(dataset_of(config)),
+                lambda: open_store(dataset_of(config)).check_writable("output.dataset"),
+            )
+        )
     checks.append(
         _setting("mlflow", tracking.shown_uri(config), lambda: tracking.check_tracking(config))
     )
     if config.data.videos:
         checks.append(
-            _setting("videos", config.data.videos, lambda: check_source_folder(config.data.videos))
+            _setting(
+                "videos",
+                redact_uri(config.data.videos),
+                lambda: check_source(config.data.videos, source_options(config)),
+            )
         )
     for check in checks:
         text = f"{check.name}: {check.found}" + (f"; {check.advice}" if check.advice else "")

@@ -1,55 +1,68 @@
-"""Stage 1, on Ray Data: a folder of videos in, a data set of latent shards out.
+"""Stage 1, on Ray Data: videos in, a data set of latent shards out.
 
-    videos -> inventory -> plan (which video to which shard) -> first stage, fitted once
-           -> one Ray row per missing shard -> task: decode, encode, write -> manifest
+    listing -> scan: every video decoded once, its clips found and scored -> selection -> plan
+            -> first stage, fitted once -> one Ray row per missing shard: decode, encode, write
+            -> manifest, report
 
-The shard is the unit of work: a task writes it whole, its sidecar last. Running again skips what
+The shard is the unit of work: a worker writes it whole, its sidecar last. Running again skips what
 is complete, so a killed run goes on where it stopped and gives the same bytes.
 Run: `cil encode --config configs/demo.yaml`.
 """
 
 import json
-from contextlib import ExitStack, suppress
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cil.errors import DataError, StageError
-from cil.models import FirstStage, load_first_stage
-from pipelines.config import RunConfig, config_to_yaml, content_hash
-from pipelines.decode import (
-    ClipTransform,
+from cil.models import FirstStage
+from pipelines import dataset_report
+from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of, redact_uri
+from pipelines.dataset_identity import (
+    PLAN_NAME,
+    clip_hash,
+    refuse_other_identity,
+    settings_identity,
 )
 from pipelines.first_stage import NoClipsError, ensure_first_stage
+from pipelines.planning import extend_plan
 from pipelines.progress import console, stage_progress
+from pipelines.ray_map import map_rows
 from pipelines.records import (
     FORMAT_VERSION,
     Manifest,
     QuarantineRecord,
     ShardSidecar,
     ShardSpec,
-    VideoFile,
 )
 from pipelines.report import RunReport, Stopwatch
-from pipelines.runtime import ray_session, root_cause
-from pipelines.shard_encoder import encode_shard
+from pipelines.runtime import ray_session
+from pipelines.scan import is_unchanged, known_records, save_inventory, scan_videos
+from pipelines.selection.bucket import Bucket
+from pipelines.shard_encoder import EncoderSettings, ShardEncoder, encode_shard
 from pipelines.shards import (
+    MANIFEST_NAME,
     NewerFormatError,
     complete_sidecar,
     entry_of,
     load_manifest,
 )
-from pipelines.sources import Inventory, extend_plan, take_inventory
-from pipelines.storage import (
-    read_json,
-    remove_temporaries,
-    write_atomic,
-    write_json,
+from pipelines.source_state import (
+    QUARANTINE_NAME,
+    SourceState,
+    places,
+    planned,
+    refuse_bad_source,
+    save_refusals,
+    source_options,
+    understand,
 )
+from pipelines.sources import SourceVideo, list_videos
+from pipelines.store import Store, open_store, read_json, write_json
 
-__all__ = ["DATASET_FOLDER", "is_complete", "run", "transform_of"]
-
-DATASET_FOLDER = "dataset"
+__all__ = ["run"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +78,7 @@ class _Plan:
 
 
 def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunReport:
-    """Encode the videos of ``config.data`` into ``OUTPUT/dataset``.
+    """Encode the videos of ``config.data`` into the data set of ``config.output``.
 
     Args:
         config: the run.
@@ -77,280 +90,245 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
 
     Raises:
         ConfigError: the data set there was made with other settings.
-        StageError: no clip could be made of any video, or a shard could not be written.
+        StageError: too many videos are broken, no clip could be made of any, or a shard could not
+            be written; what is complete is kept.
     """
     watch = Stopwatch()
-    dataset = Path(config.output.dir) / DATASET_FOLDER
-    inventory = _inventory(config, dataset)
-    _refuse_other_identity(config, dataset)
-    complete = _complete_manifest(config, dataset, inventory)
-    if complete is not None:
-        return _report(config, dataset, complete, inventory, watch, reused=True)
-    remove_temporaries(dataset)
-    remove_temporaries(dataset / "shards")
-    _save_inventory(dataset, inventory)
-    write_atomic(dataset / "config.yaml", config_to_yaml(config).encode())
+    store = open_store(dataset_of(config))
+    _refuse_newer_format(store)
+    settings = settings_identity(config)
+    refuse_other_identity(store, settings)
+    listing = list_videos(config.data.videos, options=source_options(config))
+    known = known_records(store, config)
+    if all(is_unchanged(video, known) for video in listing.videos):
+        records = scan_videos(config, store, listing.videos, known)
+        source = understand(config, store, listing, records)
+        complete = _complete_manifest(config, store, source)
+        if complete is not None:
+            return _report(store, config, complete, source, watch, reused=True)
+    store.remove_temporaries()
+    store.write("config.yaml", config_to_yaml(config).encode())
     session.enter_context(ray_session(config.cluster, debug=debug))
-    try:
-        first_stage = ensure_first_stage(config, dataset, transform_of(config), inventory.videos)
-    except NoClipsError as error:
-        _save_quarantine(dataset, [*error.refused, *inventory.refused])
-        raise
-    plan = _make_plan(config, dataset, inventory, first_stage)
-    _encode_missing(config, dataset, plan)
-    remove_temporaries(dataset / "shards")  # of workers that died and were replaced
-    manifest = _finish(dataset, plan, inventory)
-    return _report(config, dataset, manifest, inventory, watch, reused=False)
+    records = scan_videos(config, store, listing.videos, known)
+    save_inventory(store, config, records)
+    source = understand(config, store, listing, records)
+    save_refusals(store, source.refused, source.selection)
+    refuse_bad_source(config, store, source)
+    first_stage = ensure_first_stage(config, store, source)
+    plan = _make_plan(config, store, source, settings, first_stage)
+    _encode_missing(config, store, plan, source)
+    store.remove_temporaries()  # of workers that died and were replaced
+    manifest = _finish(store, plan, source, first_stage)
+    return _report(store, config, manifest, source, watch, reused=False)
 
 
-def is_complete(config: RunConfig) -> bool:
-    """Tell whether the data set is there, whole, and of these settings and videos."""
-    dataset = Path(config.output.dir) / DATASET_FOLDER
-    return _complete_manifest(config, dataset, _inventory(config, dataset)) is not None
-
-
-def transform_of(config: RunConfig) -> ClipTransform:
-    """Return how clips are cut, from the configuration."""
-    return ClipTransform(
-        num_frames=config.data.num_frames,
-        fps=config.data.fps,
-        height=config.data.height,
-        width=config.data.width,
-        max_clips=config.data.max_clips_per_video,
-    )
-
-
-def _inventory(config: RunConfig, dataset: Path) -> Inventory:
-    path = dataset / "inventory.json"
-    known = {}
-    with suppress(OSError, DataError, KeyError, TypeError):  # it only saves hashing again
-        known = {item["path"]: VideoFile.from_json(item) for item in read_json(path)}
-    return take_inventory(Path(config.data.videos), known)
-
-
-def _save_inventory(dataset: Path, inventory: Inventory) -> None:
-    write_json(dataset / "inventory.json", [video.to_json() for video in inventory.videos])
-
-
-def _settings_identity(config: RunConfig) -> dict[str, Any]:
-    """Everything in the configuration that decides the bytes of a shard."""
-    fit = asdict(config.first_stage)
-    return {
-        "transform": asdict(transform_of(config)),
-        "latents_dtype": config.encode.latents_dtype,
-        "videos_per_shard": config.encode.videos_per_shard,
-        "first_stage": {key: value for key, value in fit.items() if key != "path"}
-        if config.first_stage.path is None
-        else {"fingerprint": load_first_stage(config.first_stage.path).fingerprint()},
-        "model_family": config.model.family,
-        "image_embeds_shape": [1, config.model.cross_attention_dim],
-    }
-
-
-def _refuse_other_identity(config: RunConfig, dataset: Path) -> None:
-    """Refuse to mix with a data set that was made with other settings."""
-    from cil.errors import ConfigError
-
-    path = dataset / "plan.json"
-    if not path.exists():
+def _refuse_newer_format(store: Store) -> None:
+    """Stop before anything of a newer program's data set is overwritten."""
+    if not store.exists(MANIFEST_NAME):
         return
-    there = read_json(path)["identity"]["settings"]
-    asked = json.loads(json.dumps(_settings_identity(config)))
-    if there != asked:
-        old, new = _flat(there), _flat(asked)
-        names = sorted(key for key in old | new if old.get(key) != new.get(key))
-        lines = [f"  {name}: {old.get(name)} there, {new.get(name)} asked" for name in names]
-        raise ConfigError(
-            f"{dataset} was made with other settings:\n"
-            + "\n".join(lines)
-            + "\nchoose another output.dir, or delete this data set"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name nested settings by dotted paths."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    try:
+        load_manifest(store)
+    except NewerFormatError:
+        raise
+    except DataError:
+        return  # damaged: it is written again
 
 
 def _make_plan(
-    config: RunConfig, dataset: Path, inventory: Inventory, first_stage: FirstStage
+    config: RunConfig,
+    store: Store,
+    source: SourceState,
+    settings: dict[str, Any],
+    first_stage: FirstStage,
 ) -> _Plan:
     identity = {
-        "settings": _settings_identity(config),
+        "settings": settings,
         "first_stage": first_stage.fingerprint(),
         "scaling_factor": first_stage.scaling_factor,
     }
-    path = dataset / "plan.json"
-    old = read_json(path)["shards"] if path.exists() else []
-    specs = [ShardSpec.from_json(item) for item in old]
-    specs = extend_plan(specs, inventory.videos, config.encode.videos_per_shard)
+    specs = extend_plan(
+        planned(store),
+        source.videos,
+        source.selection.kept,
+        videos_per_shard=config.encode.videos_per_shard,
+    )
     plan = _Plan(identity=identity, specs=specs)
-    write_json(path, {"identity": identity, "shards": [spec.to_json() for spec in specs]})
+    write_json(
+        store, PLAN_NAME, {"identity": identity, "shards": [spec.to_json() for spec in specs]}
+    )
     return plan
 
 
-def _encode_missing(config: RunConfig, dataset: Path, plan: _Plan) -> None:
-    """Write the shards that are not complete, on Ray Data actors."""
-    import ray
-    from ray.data import TaskPoolStrategy
-
-    identity_hash = plan.identity_hash
-    missing = [s for s in plan.specs if complete_sidecar(dataset, s, identity_hash) is None]
-    if not missing:
-        return
-    rows = ray.data.from_items(
-        [{"spec": json.dumps(spec.to_json())} for spec in missing],
-        override_num_blocks=len(missing),  # one shard = one row = one block
+def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: SourceState) -> None:
+    """Write the shards that are not complete, on Ray Data workers."""
+    missing = [s for s in plan.specs if complete_sidecar(store, s, plan.identity_hash) is None]
+    encode, where = config.encode, places(source)
+    settings = EncoderSettings(
+        dataset=dataset_of(config),
+        identity_hash=plan.identity_hash,
+        clip_hash=clip_hash(plan.identity),
+        fps=config.data.fps,
+        seed=config.seed,
+        token_width=config.model.cross_attention_dim,
+        decode=config.decode,
+        encode=encode,
+        condition=config.condition,
     )
-    # 1:1, a shard spec becomes a shard on disk; only its sidecar travels. One CPU per task:
-    # decoding and encoding are single-threaded, so their bytes do not depend on the host. Tasks,
-    # not actors: the stages share worker processes, and a file that kills one is tried a bounded
-    # number of times.
-    done = rows.map_batches(
-        encode_shard,
-        fn_kwargs={
-            "source": str(Path(config.data.videos).resolve()),
-            "dataset": str(dataset.resolve()),
-            "transform": transform_of(config),
-            "identity_hash": identity_hash,
-            "latents_dtype": config.encode.latents_dtype,
-            "image_embeds_shape": (1, config.model.cross_attention_dim),
-        },
-        batch_size=1,
-        compute=TaskPoolStrategy(size=config.encode.num_workers),
-        num_cpus=1,
-        max_retries=config.encode.max_retries,
+    # 1:1, a shard spec becomes a shard in the data set; only its sidecar travels. Frames come from
+    # decoder processes beside the worker, so they never cross the network.
+    results = map_rows(
+        [_row(spec, where) for spec in missing],
+        ShardEncoder if encode.use_gpu else encode_shard,
+        settings={"settings": settings},
+        concurrency=encode.num_workers,
+        max_retries=encode.max_retries,
+        doing="encoding",
+        num_cpus=encode.decoders_per_worker,
+        num_gpus=int(encode.use_gpu),
     )
     clips = 0
-    try:
-        with stage_progress("encode: shards", len(plan.specs)) as progress:
-            progress.update(len(plan.specs) - len(missing))
-            for row in done.iter_rows():
-                clips += json.loads(row["sidecar"])["count"]
-                progress.advance(f"{clips} clips")
-    except ray.exceptions.RayError as error:
-        cause = root_cause(error)
-        raise StageError(
-            f"encoding stopped: {type(cause).__name__}: {cause}; finished shards are kept, "
-            "run the same command again to go on"
-        ) from error
+    with stage_progress("encode: shards", len(plan.specs)) as progress:
+        progress.update(len(plan.specs) - len(missing))
+        for row in results:
+            clips += json.loads(row["sidecar"])["count"]
+            progress.advance(f"{clips} clips")
 
 
-def _sidecars(dataset: Path, plan: _Plan) -> list[ShardSidecar]:
+def _row(spec: ShardSpec, places: Mapping[str, SourceVideo]) -> dict[str, str]:
+    """Return a shard and where its videos are; one that is gone by now will be refused."""
+    nowhere = SourceVideo(name="", location="", offset=None, num_bytes=0, version="", caption=None)
+    found = [asdict(places.get(item["sha256"], nowhere)) for item in spec.inputs]
+    return {"spec": json.dumps(spec.to_json()), "places": json.dumps(found)}
+
+
+def _sidecars(store: Store, plan: _Plan) -> list[ShardSidecar]:
     sidecars = []
     for spec in plan.specs:
-        sidecar = complete_sidecar(dataset, spec, plan.identity_hash)
+        sidecar = complete_sidecar(store, spec, plan.identity_hash)
         if sidecar is None:
             raise StageError(f"shard {spec.name} is not complete; run the same command again")
         sidecars.append(sidecar)
     return sidecars
 
 
-def _finish(dataset: Path, plan: _Plan, inventory: Inventory) -> Manifest:
-    """Write the quarantine list, then the manifest."""
-    sidecars = _sidecars(dataset, plan)
-    refused = [QuarantineRecord.from_json(q) for s in sidecars for q in s.quarantined]
-    refused += inventory.refused
-    _save_quarantine(dataset, refused)
+def _finish(store: Store, plan: _Plan, source: SourceState, first_stage: FirstStage) -> Manifest:
+    """Write the list of refused videos and dropped clips, then the manifest."""
+    sidecars = _sidecars(store, plan)
     shards = [entry_of(sidecar) for sidecar in sidecars if sidecar.count]
-    inputs = [item for sidecar in sidecars for item in sidecar.inputs]
-    encoded = sum(item["clips"] > 0 for item in inputs)
+    late = [QuarantineRecord.from_json(q) for s in sidecars for q in s.quarantined]
+    # once, also where several shards wanted clips of a video
+    refused = [*dict.fromkeys(late), *source.refused]
+    save_refusals(store, refused, source.selection)
     if not shards:
-        raise NoClipsError(refused)
-    by_stage: dict[str, int] = {}
-    for record in refused:
-        by_stage[record.stage] = by_stage.get(record.stage, 0) + 1
-    settings = plan.identity["settings"]
+        raise NoClipsError(refused, len(source.selection.dropped))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         fingerprint=content_hash({"identity": plan.identity, "shards": shards}),
         identity=plan.identity,
         identity_hash=plan.identity_hash,
-        latents_shape=_latents_shape(dataset, settings),
+        buckets=_buckets(sidecars, first_stage),
         shards=shards,
-        totals={
-            "videos": encoded + len(refused),
-            "videos_encoded": encoded,
-            "videos_quarantined": len(refused),
-            "clips": sum(entry["count"] for entry in shards),
-            "shards": len(shards),
-            "bytes": sum(entry["num_bytes"] for entry in shards),
-        },
-        quarantined_by_stage=by_stage,
+        totals=_totals(sidecars, source),
+        quarantined_by_stage=_counted(record.stage for record in refused),
+        dropped_by_reason=_counted(clip.reason for clip in source.selection.dropped),
     )
-    write_json(dataset / "manifest.json", manifest.to_json())
+    write_json(store, MANIFEST_NAME, manifest.to_json())
     return manifest
 
 
-def _save_quarantine(dataset: Path, refused: list[QuarantineRecord]) -> None:
-    """Write one line per refused file, sorted by path."""
-    ordered = sorted(refused, key=lambda record: record.path)
-    lines = [json.dumps(record.to_json(), sort_keys=True) + "\n" for record in ordered]
-    write_atomic(dataset / "quarantine.jsonl", "".join(lines).encode())
+def _totals(sidecars: Sequence[ShardSidecar], source: SourceState) -> dict[str, int]:
+    """Count; the videos of the source are encoded, quarantined or without clips."""
+    inputs = [item for sidecar in sidecars for item in sidecar.inputs]
+    encoded = {item["sha256"] for item in inputs if item["clips"]}
+    late = {record["sha256"] for sidecar in sidecars for record in sidecar.quarantined}
+    now = set(source.videos)
+    return {
+        "videos": len(source.listing.videos) + len(source.listing.refused),
+        "videos_encoded": len(encoded & now),
+        "videos_quarantined": len(source.refused) + len(late & now - encoded),
+        "videos_without_clips": len(now - encoded - late),
+        "videos_gone": len(encoded - now),
+        "clips": sum(sidecar.count for sidecar in sidecars),
+        "clips_dropped": len(source.selection.dropped),
+        "shards": sum(sidecar.count > 0 for sidecar in sidecars),
+        "bytes": sum(sidecar.num_bytes for sidecar in sidecars),
+    }
 
 
-def _latents_shape(dataset: Path, settings: dict[str, Any]) -> list[int]:
-    first_stage = load_first_stage(dataset / "first_stage")
-    transform, factor = settings["transform"], first_stage.downsampling
-    size = [transform["height"] // factor, transform["width"] // factor]
-    return [transform["num_frames"], first_stage.latent_channels, *size]
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
 
 
-def _complete_manifest(config: RunConfig, dataset: Path, inventory: Inventory) -> Manifest | None:
-    if not (dataset / "manifest.json").exists() or not (dataset / "plan.json").exists():
+def _buckets(
+    sidecars: Sequence[ShardSidecar], first_stage: FirstStage
+) -> dict[str, dict[str, Any]]:
+    buckets: dict[str, dict[str, Any]] = {}
+    for sidecar in sidecars:
+        if not sidecar.count:
+            continue
+        size, factor = Bucket.parse(sidecar.bucket), first_stage.downsampling
+        shape = [size.num_frames, first_stage.latent_channels]
+        shape += [size.height // factor, size.width // factor]
+        known = buckets.setdefault(sidecar.bucket, {"latents_shape": shape, "clips": 0})
+        known["clips"] += sidecar.count
+    return dict(sorted(buckets.items()))
+
+
+def _complete_manifest(config: RunConfig, store: Store, source: SourceState) -> Manifest | None:
+    """Return the manifest if the data set is whole and of just these videos and settings."""
+    if not store.exists(MANIFEST_NAME) or not store.exists(PLAN_NAME):
         return None
-    raw = read_json(dataset / "plan.json")
-    if raw["identity"]["settings"] != json.loads(json.dumps(_settings_identity(config))):
-        return None
-    specs = [ShardSpec.from_json(item) for item in raw["shards"]]
-    if len(extend_plan(specs, inventory.videos, config.encode.videos_per_shard)) != len(specs):
+    raw = read_json(store, PLAN_NAME)
+    specs = planned(store)
+    extended = extend_plan(
+        specs,
+        source.videos,
+        source.selection.kept,
+        videos_per_shard=config.encode.videos_per_shard,
+    )
+    if len(extended) != len(specs):
         return None
     try:
-        manifest = load_manifest(dataset)
-        _sidecars(dataset, _Plan(identity=raw["identity"], specs=specs))
+        manifest = load_manifest(store)
+        sidecars = _sidecars(store, _Plan(identity=raw["identity"], specs=specs))
     except NewerFormatError:
         raise
     except (DataError, StageError):
         return None
+    if manifest.totals != _totals(sidecars, source):
+        return None  # broken videos or copies came or went
     return manifest
 
 
 def _report(
+    store: Store,
     config: RunConfig,
-    dataset: Path,
     manifest: Manifest,
-    inventory: Inventory,
+    source: SourceState,
     watch: Stopwatch,
     *,
     reused: bool,
 ) -> RunReport:
-    totals = manifest.totals
-    plan = read_json(dataset / "plan.json")["shards"]
-    planned = {item["sha256"] for spec in plan for item in spec["inputs"]}
-    gone = len(planned - {video.sha256 for video in inventory.videos})
-    if gone:
-        console.print(
-            f"warning: {gone} videos of the data set are no longer in {config.data.videos}; "
-            "their clips stay in it",
-            style="yellow",
-        )
+    warnings = dataset_report.warnings_of(store, config, source)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
     report = RunReport(
         stage="encode",
         reused=reused,
-        inputs={"videos": config.data.videos, "other_files": inventory.num_other_files},
+        inputs={
+            "videos": redact_uri(config.data.videos),
+            "other_files": source.listing.num_other_files,
+            "warnings": warnings,
+        },
         outputs={
-            "dataset": str(dataset),
-            "quarantine": str(dataset / "quarantine.jsonl"),
+            "dataset": store.url(),
+            "report": store.url(dataset_report.PAGE_NAME),
+            "quarantine": store.url(QUARANTINE_NAME),
             "fingerprint": manifest.fingerprint,
         },
-        metrics={key: float(value) for key, value in totals.items()},
+        metrics={key: float(value) for key, value in manifest.totals.items()},
         seconds=watch.seconds(),
     )
-    report.save(dataset / "report.json")
+    if not reused or not store.exists(dataset_report.PAGE_NAME):
+        dataset_report.write(store, config, manifest, source, report)
     return report

@@ -15,14 +15,14 @@ import torch
 
 from cil.analytic_init import AnalyticInit
 from cil.errors import DataError, StageError
-from cil.models import load_first_stage
 from cil.moments import LatentMoments
-from pipelines.config import RunConfig, config_to_yaml, content_hash
-from pipelines.encode import DATASET_FOLDER
+from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of
+from pipelines.dataset import open_dataset
 from pipelines.progress import stage_progress
+from pipelines.ray_map import map_rows
 from pipelines.report import RunReport, Stopwatch
-from pipelines.runtime import ray_session, root_cause
-from pipelines.shards import ShardReader, load_manifest, moments_of, read_moments
+from pipelines.runtime import ray_session
+from pipelines.shards import ShardReader, moments_of, read_moments
 from pipelines.storage import commit, read_json, temporary_beside, write_atomic
 
 __all__ = ["ESTIMATE_FOLDER", "STATISTICS_FILE", "run", "shard_moments"]
@@ -48,23 +48,29 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     """
     watch = Stopwatch()
     output = Path(config.output.dir)
-    dataset, folder = output / DATASET_FOLDER, output / ESTIMATE_FOLDER
-    manifest = load_manifest(dataset)
-    identity = content_hash({"manifest": manifest.fingerprint, "version": 1})
+    dataset, folder = open_dataset(config), output / ESTIMATE_FOLDER
+    manifest = dataset.manifest
+    identity = content_hash(
+        {"manifest": manifest.fingerprint, "bucket": dataset.bucket, "version": 2}
+    )
     done, path = folder / "report.json", folder / STATISTICS_FILE
     if done.exists() and path.exists() and read_json(done)["inputs"]["identity"] == identity:
         report = RunReport.load(done)
         return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     session.enter_context(ray_session(config.cluster, debug=debug))
-    moments = moments_of(_moments_by_shard(dataset, [e.name for e in manifest.entries()]))
-    if moments.count != manifest.totals["clips"]:
+    moments = moments_of(_moments_by_shard(config, dataset))
+    if moments.count != len(dataset):
         raise StageError(
-            f"{moments.count} clips were counted, the manifest states {manifest.totals['clips']}; "
-            "run encode again"
+            f"{moments.count} clips were counted, the manifest states {len(dataset)}; run encode "
+            "again"
         )
-    scale = load_first_stage(dataset / "first_stage").scaling_factor
-    notes = {"dataset": manifest.fingerprint, "scaling_factor": repr(scale)}
+    scale = dataset.first_stage().scaling_factor
+    notes = {
+        "dataset": manifest.fingerprint,
+        "bucket": dataset.bucket,
+        "scaling_factor": repr(scale),
+    }
     statistics = AnalyticInit.from_moments(moments, notes).scaled(scale)
     temporary = temporary_beside(path).with_suffix(".safetensors")
     statistics.save(temporary)
@@ -85,12 +91,12 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     return report
 
 
-def shard_moments(batch: dict[str, np.ndarray], *, dataset: str) -> dict[str, np.ndarray]:
+def shard_moments(batch: dict[str, np.ndarray], *, config: RunConfig) -> dict[str, np.ndarray]:
     """Take the moments of one shard from its clips and compare them with the stored ones.
 
     Args:
         batch: ``first`` and ``count``, the shard's clips in the manifest's order, and ``name``.
-        dataset: folder of the data set.
+        config: the run.
 
     Returns:
         The moments as columns.
@@ -100,12 +106,12 @@ def shard_moments(batch: dict[str, np.ndarray], *, dataset: str) -> dict[str, np
     """
     torch.set_num_threads(1)
     (name,), (first,), (count,) = batch["name"], batch["first"], batch["count"]
-    reader = ShardReader(Path(dataset))
+    reader = open_dataset(config)
     moments = LatentMoments()
     for index in range(int(first), int(first) + int(count)):
         clip = reader.clip(index)
         moments.update(clip.mean.double()[None], clip.std.double()[None])
-    stored = read_moments(Path(dataset), str(name))
+    stored = read_moments(dataset_of(config), str(name))
     tensors = moments.state_dict()
     for key, value in stored.state_dict().items():
         if not torch.allclose(value, tensors[key], rtol=1e-12, atol=1e-12):
@@ -114,31 +120,27 @@ def shard_moments(batch: dict[str, np.ndarray], *, dataset: str) -> dict[str, np
     return {"name": np.array([str(name)]), **columns}
 
 
-def _moments_by_shard(dataset: Path, names: list[str]) -> dict[str, LatentMoments]:
-    import ray
-
-    counts = [entry.count for entry in load_manifest(dataset).entries()]
+def _moments_by_shard(config: RunConfig, dataset: ShardReader) -> dict[str, LatentMoments]:
+    names = [entry.name for entry in dataset.entries]
+    counts = [entry.count for entry in dataset.entries]
     starts = np.cumsum([0, *counts[:-1]]).tolist()
-    rows = ray.data.from_items(
+    # 1:1, a shard becomes its moments: two tensors of the size of one clip.
+    results = map_rows(
         [
             {"name": name, "first": first, "count": count}
             for name, first, count in zip(names, starts, counts, strict=True)
         ],
-        override_num_blocks=len(names),
-    )
-    # 1:1, a shard becomes its moments: two tensors of the size of one clip.
-    results = rows.map_batches(
-        shard_moments, fn_kwargs={"dataset": str(dataset.resolve())}, batch_size=1, num_cpus=1
+        shard_moments,
+        settings={"config": config},
+        concurrency=config.encode.num_workers,
+        max_retries=config.encode.max_retries,
+        doing="estimation",
     )
     parts: dict[str, LatentMoments] = {}
-    try:
-        with stage_progress("estimate: shards", len(names)) as progress:
-            for row in results.iter_rows():
-                name = str(row.pop("name"))
-                tensors = {key: torch.from_numpy(np.array(value)) for key, value in row.items()}
-                parts[name] = LatentMoments.from_state_dict(tensors)
-                progress.advance()
-    except ray.exceptions.RayError as error:
-        cause = root_cause(error)
-        raise StageError(f"estimation stopped: {type(cause).__name__}: {cause}") from error
+    with stage_progress("estimate: shards", len(names)) as progress:
+        for row in results:
+            name = str(row.pop("name"))
+            tensors = {key: torch.from_numpy(np.array(value)) for key, value in row.items()}
+            parts[name] = LatentMoments.from_state_dict(tensors)
+            progress.advance()
     return parts

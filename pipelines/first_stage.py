@@ -1,11 +1,13 @@
 """Fit the first stage to the videos, or take a given one; then it belongs to the data set.
 
 Fitting is a Ray Data pass: every video gives exact integer patch moments, the driver adds them and
-solves one small eigenproblem. The result depends only on the videos, not on actors or order.
+solves one small eigenproblem. The result depends only on the videos, not on workers or order.
 """
 
 import json
-import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cil.errors import StageError
+from cil.errors import CilError, StageError
 from cil.models import FirstStage, load_first_stage
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
 from pipelines.config import RunConfig
-from pipelines.decode import ClipTransform, DecodeError, decode_clips, quarantine_record
+from pipelines.decode.config import DecodeConfig
+from pipelines.decode_ahead import PlannedVideo
+from pipelines.planning import planned_input
 from pipelines.progress import stage_progress
-from pipelines.records import QuarantineRecord, VideoFile
-from pipelines.runtime import root_cause
-from pipelines.storage import replace_folder, temporary_beside
+from pipelines.ray_map import map_rows
+from pipelines.records import QuarantineRecord
+from pipelines.scan import decoder_of
+from pipelines.selection.bucket import Bucket
+from pipelines.shards import FIRST_STAGE_NAME
+from pipelines.source_state import SourceState, places
+from pipelines.sources import local_file
+from pipelines.store import Store
 
 __all__ = ["NoClipsError", "ensure_first_stage", "moments_of_video"]
 
@@ -30,78 +39,86 @@ __all__ = ["NoClipsError", "ensure_first_stage", "moments_of_video"]
 class NoClipsError(StageError):
     """No clip could be made of any video."""
 
-    def __init__(self, refused: list[QuarantineRecord]) -> None:
+    def __init__(self, refused: Sequence[QuarantineRecord], num_dropped: int) -> None:
         reasons = "; ".join(f"{record.path}: {record.message}" for record in refused[:3])
+        chosen = f", selection dropped {num_dropped} clips" if num_dropped else ""
         super().__init__(
-            f"no clip could be made of any of {len(refused)} video files ({reasons}); every reason "
-            "is in quarantine.jsonl of the data set"
+            f"there is no clip to encode: {len(refused)} videos were refused{chosen} "
+            f"({reasons or 'see dropped.jsonl'}); every reason is in quarantine.jsonl and "
+            "dropped.jsonl of the data set"
         )
-        self.refused = refused
 
 
-def ensure_first_stage(
-    config: RunConfig, dataset: Path, transform: ClipTransform, videos: tuple[VideoFile, ...]
-) -> FirstStage:
+def ensure_first_stage(config: RunConfig, store: Store, source: SourceState) -> FirstStage:
     """Return the data set's first stage; fit it, or copy the configured one, if it has none.
 
     Args:
         config: the run.
-        dataset: folder of the data set.
-        transform: how clips are cut; the codec is fitted to what will be encoded.
-        videos: the inventory, sorted by content hash.
+        store: where the data set is.
+        source: its videos and the chosen clips; the codec is fitted to what will be encoded.
 
     Raises:
-        NoClipsError: no video could be decoded into a clip.
+        NoClipsError: there is nothing to encode, or nothing could be read again.
+        StageError: Ray failed.
     """
-    folder = dataset / "first_stage"
-    if folder.exists():
-        return load_first_stage(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder)
-    if config.first_stage.path is not None:
-        shutil.copytree(config.first_stage.path, temporary)
-    else:
-        chosen = videos[: config.first_stage.fit_videos]
-        moments, refused = _moments_of_videos(config, transform, chosen)
-        if not moments.count:
-            raise NoClipsError(refused)
-        fitted = PatchPCA.fit(moments, latent_channels=config.first_stage.latent_channels)
-        fitted.save(temporary)
-    replace_folder(temporary, folder)
-    return load_first_stage(folder)
+    if not any(source.selection.kept.values()):
+        raise NoClipsError(source.refused, len(source.selection.dropped))
+    with tempfile.TemporaryDirectory() as scratch:
+        if not store.exists(f"{FIRST_STAGE_NAME}/first_stage.json"):
+            made = Path(scratch) / "made"  # the store moves or copies it
+            if config.first_stage.path is not None:
+                load_first_stage(config.first_stage.path).save(made)
+            else:
+                _fit(config, source).save(made)
+            store.put_folder(made, FIRST_STAGE_NAME)
+        return load_first_stage(store.local_folder(FIRST_STAGE_NAME, Path(scratch) / "cache"))
+
+
+def _fit(config: RunConfig, source: SourceState) -> PatchPCA:
+    with_clips = [sha256 for sha256 in source.videos if source.selection.kept.get(sha256)]
+    chosen = with_clips[: config.first_stage.fit_videos]
+    moments = _moments_of_videos(config, source, chosen)
+    if not moments.count:
+        raise NoClipsError(source.refused, len(source.selection.dropped))
+    return PatchPCA.fit(moments, latent_channels=config.first_stage.latent_channels)
 
 
 def moments_of_video(
-    batch: dict[str, npt.NDArray[Any]], *, source: str, transform: ClipTransform, patch_size: int
+    batch: dict[str, npt.NDArray[Any]], *, decode: DecodeConfig, patch_size: int
 ) -> dict[str, npt.NDArray[Any]]:
-    """Take the moments of the patches of one video.
+    """Take the moments of the patches of the clips of one video.
 
     Args:
-        batch: one row with the column ``path``, relative to the source folder.
-        source: source folder.
-        transform: how clips are cut.
+        batch: one row with the columns ``video``, an input of a `ShardSpec`, and ``place``, its
+            `SourceVideo`, both as JSON.
+        decode: limits of the decoder.
         patch_size: side of a patch in pixels.
 
     Returns:
-        One row with count, total and second moment; a video that is refused counts nothing and has
-        its `QuarantineRecord` as JSON in ``refused``.
+        One row with count, total and second moment; a video that cannot be read again counts
+        nothing: encoding it will say why.
     """
-    import cv2
-
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    (path,), (sha256,) = batch["path"], batch["sha256"]
-    refused = ""
+    (video_json,), (place_json,) = batch["video"], batch["place"]
+    planned, place = json.loads(str(video_json)), json.loads(str(place_json))
     moments = PatchMoments(patch_size=patch_size)
     try:
-        for clip in decode_clips(Path(source) / str(path), transform).clips:
-            moments.update(clip.frames)
-    except DecodeError as error:
+        for bucket in sorted({clip["bucket"] for clip in planned["clips"]}):
+            clips = [clip for clip in planned["clips"] if clip["bucket"] == bucket]
+            video = PlannedVideo.of({**planned, "clips": clips}, place, Bucket.parse(bucket))
+            with (
+                tempfile.TemporaryDirectory() as scratch,
+                local_file(video.place, Path(scratch)) as path,
+            ):
+                for clip in decoder_of(decode).clips(
+                    path,
+                    video.wanted,
+                    sha256=planned["sha256"],
+                ):
+                    moments.update(clip.frames)
+    except (CilError, OSError):
         moments = PatchMoments(patch_size=patch_size)
-        record = quarantine_record({"path": str(path), "sha256": str(sha256)}, error)
-        refused = json.dumps(record.to_json())
     return {
-        "refused": np.array([refused]),
         "count": np.array([moments.count]),
         "total": moments.total.numpy()[None],
         "second": moments.second.numpy()[None],
@@ -109,44 +126,35 @@ def moments_of_video(
 
 
 def _moments_of_videos(
-    config: RunConfig, transform: ClipTransform, videos: tuple[VideoFile, ...]
-) -> tuple[PatchMoments, list[QuarantineRecord]]:
-    import ray
-    from ray.data import TaskPoolStrategy
-
-    rows = ray.data.from_items(
-        [{"path": video.path, "sha256": video.sha256} for video in videos],
-        override_num_blocks=len(videos),
-    )
-    # 1:1, a path becomes a few kilobytes of sums.
-    results = rows.map_batches(
+    config: RunConfig, source: SourceState, chosen: Sequence[str]
+) -> PatchMoments:
+    where = places(source)
+    # 1:1, a video becomes a few kilobytes of sums.
+    results = map_rows(
+        [
+            {
+                "video": json.dumps(planned_input(source.videos[sha], source.selection.kept[sha])),
+                "place": json.dumps(asdict(where[sha])),
+            }
+            for sha in chosen
+        ],
         moments_of_video,
-        fn_kwargs={
-            "source": str(Path(config.data.videos).resolve()),
-            "transform": transform,
-            "patch_size": config.first_stage.patch_size,
-        },
-        batch_size=1,
-        compute=TaskPoolStrategy(size=config.encode.num_workers),
-        num_cpus=1,
+        settings={"decode": config.decode, "patch_size": config.first_stage.patch_size},
+        concurrency=config.encode.num_workers,
         max_retries=config.encode.max_retries,
+        doing="fitting the first stage",
     )
     total = PatchMoments(patch_size=config.first_stage.patch_size)
-    refused = []
-    try:
-        with stage_progress("encode: fit the first stage", len(videos)) as progress:
-            for row in results.iter_rows():
-                part = PatchMoments(patch_size=config.first_stage.patch_size)
-                part.count = int(row["count"])
-                part.total = torch.from_numpy(np.array(row["total"]))
-                part.second = torch.from_numpy(np.array(row["second"]))
-                total.merge(part)
-                if row["refused"]:
-                    refused.append(QuarantineRecord.from_json(json.loads(row["refused"])))
-                progress.advance()
-    except ray.exceptions.RayError as error:
-        cause = root_cause(error)
-        raise StageError(
-            f"fitting the first stage stopped: {type(cause).__name__}: {cause}"
-        ) from error
-    return total, refused
+    with stage_progress("encode: fit the first stage", len(chosen)) as progress:
+        for row in results:
+            total.merge(_part(row, config.first_stage.patch_size))
+            progress.advance()
+    return total
+
+
+def _part(row: Mapping[str, Any], patch_size: int) -> PatchMoments:
+    part = PatchMoments(patch_size=patch_size)
+    part.count = int(row["count"])
+    part.total = torch.from_numpy(np.array(row["total"]))
+    part.second = torch.from_numpy(np.array(row["second"]))
+    return part

@@ -4,30 +4,33 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from cil.models import ImageToVideoModel, build, load_first_stage
+from cil.models import ImageToVideoModel, build
 from pipelines.config import RunConfig
+from pipelines.selection.bucket import Bucket
+from pipelines.shards import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
 
 __all__ = ["build_model", "save_model"]
 
 
-def build_model(config: RunConfig, dataset: Path) -> ImageToVideoModel:
+def build_model(config: RunConfig, dataset: ShardReader) -> ImageToVideoModel:
     """Build the network with fresh weights around the data set's first stage.
 
     Args:
         config: the run; the seed decides the weights.
-        dataset: folder of the data set.
+        dataset: the data set; its bucket decides the shape of a clip.
     """
     settings = asdict(config.model)
     family = settings.pop("family")
-    first_stage = load_first_stage(dataset / "first_stage")
+    size = Bucket.parse(dataset.bucket)
+    first_stage = dataset.first_stage()
     return build(
         family,
         seed=config.seed,
         first_stage=first_stage,
-        num_frames=config.data.num_frames,
-        height=config.data.height,
-        width=config.data.width,
+        num_frames=size.num_frames,
+        height=size.height,
+        width=size.width,
         fps=config.data.fps,
         latent_channels=first_stage.latent_channels,
         downsampling=first_stage.downsampling,
@@ -35,12 +38,12 @@ def build_model(config: RunConfig, dataset: Path) -> ImageToVideoModel:
     )
 
 
-def save_model(config: RunConfig, dataset: Path, folder: Path, *, weights: Path) -> None:
+def save_model(config: RunConfig, dataset: ShardReader, folder: Path, *, weights: Path) -> None:
     """Write a model folder with the given weights, whole or not at all.
 
     Args:
         config: the run.
-        dataset: folder of the data set, for the first stage.
+        dataset: the data set, for the first stage.
         folder: the model folder.
         weights: safetensors file with the network's state dict.
     """

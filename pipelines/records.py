@@ -17,10 +17,10 @@ __all__ = [
     "ShardEntry",
     "ShardSidecar",
     "ShardSpec",
-    "VideoFile",
+    "VideoRecord",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the data set format; a reader refuses a newer one."""
 
 
@@ -50,29 +50,41 @@ class _Record:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoFile(_Record):
-    """A source file as it was found."""
+class VideoRecord(_Record):
+    """A source video and what scanning it found: a line of the inventory."""
 
-    path: str
-    """Path relative to the source folder, with forward slashes."""
-    sha256: str
-    """Hash of the content."""
+    name: str
+    """Name of the video in its source; stable and printable."""
+    version: str
+    """Changes when the content may have changed."""
     num_bytes: int
     """Size of the file."""
-    mtime_ns: int
-    """Modification time, used only to know whether a known hash still holds."""
+    sha256: str | None
+    """Hash of the content; None if it could not be read."""
+    caption: str | None
+    """Text that describes the video, if there is any."""
+    probe: dict[str, str] | None
+    """Container, codec and the decoder that scanned it; None if it was refused."""
+    scan: dict[str, Any] | None
+    """`VideoScan`: its candidate clips and their scores; None if it was refused."""
+    refused: dict[str, Any] | None
+    """`QuarantineRecord`: why it was refused; None if it was not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipRecord(_Record):
-    """One clip: where it comes from and how it was cut."""
+    """One clip: where it comes from, how it was cut, and how it scored."""
 
     key: str
     """Name of the sample in its shard: 32 hex digits of the hash of all that decides its bytes."""
     path: str
-    """Source file, relative to the source folder."""
+    """Name of the source video."""
     content_sha256: str
-    """Hash of the source file."""
+    """Hash of the source video."""
+    bucket: str
+    """Height x width x frames of the clip, for example 320x512x16."""
+    shot: int
+    """Number of the shot in the video that the clip lies in, from 0."""
     start_s: float
     """Time of the first frame from the start of the video, in seconds."""
     end_s: float
@@ -83,14 +95,20 @@ class ClipRecord(_Record):
     """Average frames per second of the video, in Hz."""
     num_frames: int
     """Frames in the clip."""
-    num_distinct_frames: int
-    """Different source frames among them; fewer than num_frames if the source is slower."""
+    frames: list[int]
+    """Number of each frame in the video, in the order of presentation, from 0."""
     height: int
     """Height in pixels."""
     width: int
     """Width in pixels."""
     decoder: str
-    """Library that decoded it."""
+    """Library that scanned the video; its frames are the ones that count."""
+    scores: dict[str, Any]
+    """`ClipScores`: motion, light, consistency, perceptual hash."""
+    fps_id: float
+    """SVD's micro-condition for the frame rate."""
+    motion_bucket_id: int
+    """SVD's micro-condition for the amount of motion, 0 to 255, from the motion score."""
     caption: str | None = None
     """Text that describes the clip, if there is any."""
 
@@ -100,11 +118,11 @@ class QuarantineRecord(_Record):
     """A source file that was refused, and why."""
 
     path: str
-    """Path relative to the source folder."""
+    """Name of the source video."""
     sha256: str | None
     """Hash of the content, or None if it could not be read."""
     stage: str
-    """Where it was refused: read, duplicate, probe, decode or select."""
+    """Where it was refused: list, read, duplicate, probe, scan, decode or select."""
     decoder: str | None
     """Library that failed, if one did."""
     exception: str
@@ -123,8 +141,11 @@ class ShardSpec(_Record):
     """File name without suffix, for example shard-000007."""
     generation: int
     """0 for the first encoding, then one more each time that new videos are added."""
-    inputs: list[dict[str, str]]
-    """Source files as {path, sha256}, in order."""
+    bucket: str
+    """Height x width x frames of all of its clips."""
+    inputs: list[dict[str, Any]]
+    """Source videos as {path, sha256, caption, fps, decoder, clips}, in order; ``clips`` are
+    `CandidateClip`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +155,13 @@ class ShardSidecar(_Record):
     format_version: int
     name: str
     generation: int
+    bucket: str
     identity_hash: str
     """Hash of everything that decides the bytes besides the videos."""
+    spec_hash: str
+    """Hash of the `ShardSpec` that it was made from."""
     inputs: list[dict[str, Any]]
-    """Source files as {path, sha256, clips}."""
+    """Source videos as {path, sha256, clips}, with the number of clips that were encoded."""
     quarantined: list[dict[str, Any]]
     """`QuarantineRecord` of each input that was refused."""
     count: int
@@ -160,6 +184,7 @@ class ShardEntry(_Record):
 
     name: str
     generation: int
+    bucket: str
     count: int
     sha256: str
     num_bytes: int
@@ -176,14 +201,18 @@ class Manifest(_Record):
     """Everything that decides the bytes besides the videos: clips, first stage, types."""
     identity_hash: str
     """Hash of `identity`."""
-    latents_shape: list[int]
-    """(F, C, H, W) of the latents of one clip."""
+    buckets: dict[str, dict[str, Any]]
+    """By name of the bucket: ``latents_shape`` (F, C, h, w) and the number of ``clips``."""
     shards: list[dict[str, Any]]
     """`ShardEntry` of each shard with clips, in order."""
     totals: dict[str, int]
-    """Counts: videos, videos_encoded, videos_quarantined, clips, shards, bytes."""
+    """Counts: videos, videos_encoded, videos_without_clips, videos_quarantined, clips,
+    clips_dropped, shards, bytes."""
     quarantined_by_stage: dict[str, int] = field(default_factory=dict)
     """Refused files by stage."""
+
+    dropped_by_reason: dict[str, int] = field(default_factory=dict)
+    """Candidate clips that selection dropped, by reason."""
 
     def entries(self) -> list[ShardEntry]:
         """Return the shards as records."""

@@ -17,11 +17,11 @@ from cil.errors import DataError
 from cil.models import load
 from pipelines import tracking
 from pipelines.config import RunConfig, config_to_yaml, content_hash
-from pipelines.encode import DATASET_FOLDER
+from pipelines.dataset import open_dataset
 from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
 from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
-from pipelines.shards import ShardReader, load_manifest
+from pipelines.shards import ShardReader
 from pipelines.storage import (
     hash_of_folder,
     read_json,
@@ -54,7 +54,8 @@ def run(config: RunConfig) -> RunReport:
     watch = Stopwatch()
     output = Path(config.output.dir)
     folder = output / REGISTER_FOLDER
-    manifest = load_manifest(output / DATASET_FOLDER)
+    dataset = open_dataset(config)
+    manifest = dataset.manifest
     trained = _report_of(output / TRAIN_FOLDER, "train", manifest)
     estimated = _report_of(output / ESTIMATE_FOLDER, "estimate", manifest)
     statistics = output / ESTIMATE_FOLDER / STATISTICS_FILE
@@ -82,7 +83,7 @@ def run(config: RunConfig) -> RunReport:
         run_id,
         model,
         identity=identity,
-        input_example=conditioning_image(output / DATASET_FOLDER, 0),
+        input_example=conditioning_image(dataset, 0),
         tags={
             "manifest_fingerprint": manifest.fingerprint,
             "train_identity": str(trained.inputs["identity"]),
@@ -112,11 +113,11 @@ def run(config: RunConfig) -> RunReport:
     return report
 
 
-def conditioning_image(dataset: Path, index: int) -> npt.NDArray[np.uint8]:
+def conditioning_image(dataset: ShardReader, index: int) -> npt.NDArray[np.uint8]:
     """Return the conditioning frame of a clip of the data set, (H, W, 3) uint8."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(ShardReader(dataset).thumbnail(index))) as image:
+    with Image.open(io.BytesIO(dataset.thumbnail(index))) as image:
         return np.array(image.convert("RGB"))
 
 

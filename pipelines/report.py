@@ -8,9 +8,14 @@ from typing import Any
 
 from pipelines.storage import read_json, write_json
 
-__all__ = ["RunReport", "Stopwatch"]
+__all__ = ["RunReport", "Stopwatch", "versions"]
 
 _VERSIONED = ("torch", "ray", "deepspeed", "mlflow", "diffusers", "decord", "av", "webdataset")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide results."""
+    return {name: version(name) for name in _VERSIONED}
 
 
 class Stopwatch:
@@ -49,12 +54,12 @@ class RunReport:
         """Write the report; a stage that reused its output leaves the first report in place."""
         if self.reused and path.exists():
             return
-        versions = {name: version(name) for name in _VERSIONED}
-        write_json(path, {**self.to_json(), "versions": versions})
+        write_json(path, {**self.to_json(), "versions": versions()})
 
     @classmethod
     def load(cls, path: Path) -> "RunReport":
         """Read a saved report."""
         raw = read_json(path)
-        raw.pop("versions", None)
+        for more in ("versions", "details"):
+            raw.pop(more, None)
         return cls(**raw)

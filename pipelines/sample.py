@@ -18,7 +18,7 @@ from cil.models import load
 from cil.models.storage import read_json as read_object
 from pipelines import tracking
 from pipelines.config import OutputConfig, RunConfig, TrackingConfig, config_to_yaml, content_hash
-from pipelines.encode import DATASET_FOLDER
+from pipelines.dataset import open_dataset
 from pipelines.estimate import STATISTICS_FILE
 from pipelines.progress import console, stage_progress
 from pipelines.register import REGISTER_FOLDER, conditioning_image
@@ -86,7 +86,7 @@ def run(config: RunConfig) -> RunReport:
         if written:
             return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
-    image = conditioning_image(output / DATASET_FOLDER, 0)
+    image = conditioning_image(open_dataset(config), 0)
     outputs = _sample(
         model_folder,
         image,

@@ -1,22 +1,25 @@
 """Latent shards: WebDataset tar files with a sidecar, written whole or not at all, read by offset.
 
     DATASET/manifest.json                           the version: shards in order, hashes, totals
-    DATASET/plan.json                               which videos go to which shard
+    DATASET/plan.json                               which clips go to which shard
+    DATASET/inventory.jsonl                         every video and what scanning it found
     DATASET/first_stage/                            the codec that the latents belong to
-    DATASET/quarantine.jsonl                        one line per refused file
+    DATASET/quarantine.jsonl                        one line per refused video
+    DATASET/dropped.jsonl                           one line per clip that was not chosen
     DATASET/shards/shard-000000.tar                 KEY.{latents,cond}.safetensors, .json, .webp
     DATASET/shards/shard-000000.moments.safetensors partial moments of its latents
     DATASET/shards/shard-000000.json                sidecar, written last: the shard is complete
 
-The same clips give the same bytes: members have a fixed order, owner and time.
+A data set is in a local folder or at an fsspec URL (`pipelines.store`). A shard holds clips of one
+bucket. The same clips give the same bytes: members have a fixed order, owner and time.
 """
 
 import dataclasses
 import hashlib
 import json
 import mmap
-import os
 import tarfile
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +30,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
+from cil.models import FirstStage, load_first_stage
 from cil.moments import LatentMoments
+from pipelines.config import content_hash
 from pipelines.records import (
     FORMAT_VERSION,
     ClipRecord,
@@ -38,48 +43,50 @@ from pipelines.records import (
     ShardSidecar,
     ShardSpec,
 )
-from pipelines.storage import (
-    commit,
-    read_json,
-    sha256_of_file,
-    temporary_beside,
-    write_atomic,
-    write_json,
-)
+from pipelines.storage import sha256_of_file, temporary_beside
+from pipelines.store import Location, Store, open_store, read_json, write_json
 
 __all__ = [
     "CONDITION_SUFFIX",
+    "FIRST_STAGE_NAME",
     "LATENTS_SUFFIX",
+    "MANIFEST_NAME",
+    "RECORD_SUFFIX",
+    "THUMBNAIL_SUFFIX",
     "EncodedClip",
     "LatentClip",
     "NewerFormatError",
     "ShardReader",
+    "chosen_bucket",
     "complete_sidecar",
     "load_manifest",
-    "moments_path",
+    "moments_name",
     "read_moments",
     "read_sidecar",
-    "sidecar_path",
-    "tar_path",
+    "sidecar_name",
+    "tar_name",
     "write_shard",
 ]
 
+FIRST_STAGE_NAME = "first_stage"
+MANIFEST_NAME = "manifest.json"
 LATENTS_SUFFIX = "latents.safetensors"
 CONDITION_SUFFIX = "cond.safetensors"
-_RECORD_SUFFIX = "json"
-_THUMBNAIL_SUFFIX = "webp"
+RECORD_SUFFIX = "json"
+THUMBNAIL_SUFFIX = "webp"
 
 _Versioned = TypeVar("_Versioned", Manifest, ShardSidecar)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedClip:
-    """A clip ready to be written: latents (F, C, h, w) in the stored type, tokens (L, D)."""
+    """A clip ready to be written: latents (F, C, h, w) in the stored type."""
 
     record: ClipRecord
     mean: Tensor
     std: Tensor
-    image_embeds: Tensor
+    condition: dict[str, Tensor]
+    """Encoded conditions by name: image_embeds (L, D), and text_embeds (L, D) if there are any."""
     thumbnail: bytes
     """The conditioning frame as WebP."""
 
@@ -92,21 +99,22 @@ class LatentClip:
     mean: Tensor
     std: Tensor
     image_embeds: Tensor
+    text_embeds: Tensor | None = None
 
 
-def tar_path(dataset: Path, name: str) -> Path:
-    """Path of a shard's tar file."""
-    return dataset / "shards" / f"{name}.tar"
+def tar_name(shard: str) -> str:
+    """Name of a shard's tar file in the data set."""
+    return f"shards/{shard}.tar"
 
 
-def sidecar_path(dataset: Path, name: str) -> Path:
-    """Path of a shard's sidecar."""
-    return dataset / "shards" / f"{name}.json"
+def sidecar_name(shard: str) -> str:
+    """Name of a shard's sidecar in the data set."""
+    return f"shards/{shard}.json"
 
 
-def moments_path(dataset: Path, name: str) -> Path:
-    """Path of a shard's partial moments."""
-    return dataset / "shards" / f"{name}.moments.safetensors"
+def moments_name(shard: str) -> str:
+    """Name of a shard's partial moments in the data set."""
+    return f"shards/{shard}.moments.safetensors"
 
 
 class NewerFormatError(DataError):
@@ -131,7 +139,7 @@ class _HashingFile:
 
 
 def write_shard(
-    dataset: Path,
+    store: Store,
     spec: ShardSpec,
     clips: Iterable[EncodedClip],
     *,
@@ -141,7 +149,7 @@ def write_shard(
     """Write a shard: tar file, moments, and last the sidecar.
 
     Args:
-        dataset: folder of the data set.
+        store: where the data set is.
         spec: name and inputs of the shard.
         clips: its clips, in order; consumed while writing, so that one is in memory at a time.
         identity_hash: hash of all that decides the bytes besides the videos.
@@ -152,12 +160,10 @@ def write_shard(
     """
     import webdataset
 
-    path = tar_path(dataset, spec.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
     moments = LatentMoments()
     keys: list[str] = []
     clips_of_input = {item["sha256"]: 0 for item in spec.inputs}
+    temporary = store.scratch() / temporary_beside(Path(f"{spec.name}.tar")).name
     try:
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
@@ -169,26 +175,32 @@ def write_shard(
                     moments.update(clip.mean.double()[None], clip.std.double()[None])
                     keys.append(clip.record.key)
                     clips_of_input[clip.record.content_sha256] += 1
-            file.flush()
-            os.fsync(file.fileno())
         members = _member_offsets(temporary)
         if keys:
-            commit(temporary, path)
+            store.put(temporary, tar_name(spec.name))
     finally:
         temporary.unlink(missing_ok=True)
-    moments_file = moments_path(dataset, spec.name)
     moments_bytes = save_tensors(moments.state_dict()) if keys else b""
     if keys:
-        write_atomic(moments_file, moments_bytes)
+        store.write(moments_name(spec.name), moments_bytes)
     else:  # of an earlier encoding, when its videos were still whole
-        path.unlink(missing_ok=True)
-        moments_file.unlink(missing_ok=True)
+        store.remove(tar_name(spec.name))
+        store.remove(moments_name(spec.name))
     sidecar = ShardSidecar(
         format_version=FORMAT_VERSION,
         name=spec.name,
         generation=spec.generation,
+        bucket=spec.bucket,
         identity_hash=identity_hash,
-        inputs=[{**item, "clips": clips_of_input[item["sha256"]]} for item in spec.inputs],
+        spec_hash=content_hash(spec.to_json()),
+        inputs=[
+            {
+                "path": item["path"],
+                "sha256": item["sha256"],
+                "clips": clips_of_input[item["sha256"]],
+            }
+            for item in spec.inputs
+        ],
         quarantined=[record.to_json() for record in quarantined],
         count=len(keys),
         sha256=hashing.sha256.hexdigest() if keys else None,
@@ -197,7 +209,6 @@ def write_shard(
         members=members,
         moments=(
             {
-                "file": moments_file.name,
                 "sha256": hashlib.sha256(moments_bytes).hexdigest(),
                 "count": moments.count,
                 "variance": moments.variance,
@@ -206,19 +217,20 @@ def write_shard(
             else {}
         ),
     )
-    write_json(sidecar_path(dataset, spec.name), sidecar.to_json())
+    write_json(store, sidecar_name(spec.name), sidecar.to_json())
     return sidecar
 
 
 def _sample(clip: EncodedClip) -> dict[str, Any]:
     record = json.dumps(clip.record.to_json(), sort_keys=True).encode()
     latents = {"mean": clip.mean.contiguous(), "std": clip.std.contiguous()}
+    condition = {name: tensor.contiguous() for name, tensor in clip.condition.items()}
     return {
         "__key__": clip.record.key,
         LATENTS_SUFFIX: save_tensors(latents),
-        CONDITION_SUFFIX: save_tensors({"image_embeds": clip.image_embeds.contiguous()}),
-        _RECORD_SUFFIX: record,
-        _THUMBNAIL_SUFFIX: clip.thumbnail,
+        CONDITION_SUFFIX: save_tensors(condition),
+        RECORD_SUFFIX: record,
+        THUMBNAIL_SUFFIX: clip.thumbnail,
     }
 
 
@@ -231,99 +243,136 @@ def _member_offsets(path: Path) -> dict[str, dict[str, list[int]]]:
     return members
 
 
-def read_sidecar(path: Path) -> ShardSidecar:
-    """Read a sidecar.
+def read_sidecar(dataset: Location, shard: str) -> ShardSidecar:
+    """Read a shard's sidecar.
 
     Raises:
         DataError: it cannot be read or is of another format.
     """
-    return _read_record(path, ShardSidecar)
+    return _read_record(open_store(dataset), sidecar_name(shard), ShardSidecar)
 
 
-def _read_record(path: Path, kind: type[_Versioned]) -> _Versioned:
+def _read_record(store: Store, name: str, kind: type[_Versioned]) -> _Versioned:
     """Read a record that states a format version which this program knows."""
     try:
-        raw = read_json(path)
+        raw = read_json(store, name)
         if not isinstance(raw, dict) or not isinstance(raw.get("format_version"), int):
             raise DataError("it states no format version")
         if raw["format_version"] > FORMAT_VERSION:
             raise NewerFormatError(
-                f"{path} has format version {raw['format_version']}, this program reads up to "
-                f"{FORMAT_VERSION}; use a newer one"
+                f"{store.url(name)} has format version {raw['format_version']}, this program reads "
+                f"up to {FORMAT_VERSION}; use a newer one"
+            )
+        if raw["format_version"] < FORMAT_VERSION:
+            raise DataError(
+                f"it has format version {raw['format_version']}, this program writes "
+                f"{FORMAT_VERSION}, with other contents"
             )
         return kind.from_json(raw)
     except NewerFormatError:
         raise
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot use {path}: {error}; run encode again") from error
+        raise DataError(
+            f"cannot use {store.url(name)}: {error}; encode the videos again"
+        ) from error
 
 
-def complete_sidecar(dataset: Path, spec: ShardSpec, identity_hash: str) -> ShardSidecar | None:
+def complete_sidecar(store: Store, spec: ShardSpec, identity_hash: str) -> ShardSidecar | None:
     """Return the sidecar if the shard is complete and belongs to the plan, else None.
 
     Raises:
         NewerFormatError: a newer program wrote it; it must not be overwritten.
     """
-    path = sidecar_path(dataset, spec.name)
-    if not path.exists():
+    if not store.exists(sidecar_name(spec.name)):
         return None
     try:
-        sidecar = read_sidecar(path)
-        inputs = [{"path": item["path"], "sha256": item["sha256"]} for item in sidecar.inputs]
+        sidecar = read_sidecar(store, spec.name)
     except NewerFormatError:
         raise
-    except (DataError, KeyError, TypeError):
+    except DataError:
         return None  # damaged: the shard is written again
-    if inputs != spec.inputs or sidecar.identity_hash != identity_hash:
+    same = (sidecar.spec_hash, sidecar.identity_hash) == (
+        content_hash(spec.to_json()),
+        identity_hash,
+    )
+    if not same or not _has_inputs_of(sidecar, spec):
         return None
     if sidecar.count:
-        tar = tar_path(dataset, spec.name)
-        if not tar.exists() or tar.stat().st_size != sidecar.num_bytes:
+        if store.size(tar_name(spec.name)) != sidecar.num_bytes:
             return None
-        if not moments_path(dataset, spec.name).exists():
+        if not store.exists(moments_name(spec.name)):
             return None
     return sidecar
 
 
-def load_manifest(dataset: Path) -> Manifest:
+def _has_inputs_of(sidecar: ShardSidecar, spec: ShardSpec) -> bool:
+    """Tell whether a sidecar, which may be damaged, lists the inputs of its shard."""
+    try:
+        there = [(item["path"], item["sha256"]) for item in sidecar.inputs]
+        clips = sum(item["clips"] for item in sidecar.inputs)
+    except (TypeError, KeyError):
+        return False
+    return there == [(i["path"], i["sha256"]) for i in spec.inputs] and clips == sidecar.count
+
+
+def load_manifest(dataset: Location) -> Manifest:
     """Read a data set's manifest.
 
     Raises:
         DataError: there is none, or it is of another format.
     """
-    path = dataset / "manifest.json"
-    if not path.exists():
-        raise DataError(f"no data set in {dataset} (manifest.json is missing); run encode first")
-    return _read_record(path, Manifest)
+    store = open_store(dataset)
+    if not store.exists(MANIFEST_NAME):
+        raise DataError(
+            f"no data set in {store.url()} ({MANIFEST_NAME} is missing); run encode first"
+        )
+    return _read_record(store, MANIFEST_NAME, Manifest)
 
 
-def read_moments(dataset: Path, name: str) -> LatentMoments:
+def read_moments(dataset: Location, shard: str) -> LatentMoments:
     """Read a shard's partial moments, checked against the sidecar.
 
     Raises:
         DataError: the file differs from what the sidecar states.
     """
-    sidecar = read_sidecar(sidecar_path(dataset, name))
-    path = moments_path(dataset, name)
-    content = path.read_bytes() if path.exists() else b""
+    store = open_store(dataset)
+    sidecar = read_sidecar(store, shard)
+    name = moments_name(shard)
+    content = store.read(name) if store.exists(name) else b""
     if hashlib.sha256(content).hexdigest() != sidecar.moments.get("sha256"):
         raise DataError(
-            f"{path} is not what its sidecar states; delete {sidecar_path(dataset, name)} "
-            "and run encode again"
+            f"{store.url(name)} is not what its sidecar states; delete "
+            f"{store.url(sidecar_name(shard))} and run encode again"
         )
     return LatentMoments.from_state_dict(load_tensors(content))
 
 
 class ShardReader:
-    """Random access to the clips of a data set, by their number in the manifest's order.
+    """Random access to the clips of a bucket, by their number in the manifest's order.
 
-    Shards are memory-mapped and their hash is checked when first opened.
+    Shards are memory-mapped, from the cache if the data set is remote, and their hash is checked
+    when first opened.
     """
 
-    def __init__(self, dataset: Path) -> None:
-        self._dataset = dataset
-        self.manifest = load_manifest(dataset)
-        self._entries = self.manifest.entries()
+    def __init__(
+        self, dataset: Location, *, bucket: str | None = None, cache: Path | None = None
+    ) -> None:
+        """Open a data set.
+
+        Args:
+            dataset: folder, URL or store of the data set.
+            bucket: name of the bucket that is read; None takes the only one.
+            cache: folder for the shards of a remote data set.
+
+        Raises:
+            ConfigError: no such bucket, or several and none was named.
+            DataError: there is no data set, or one of another format.
+        """
+        self._store = open_store(dataset)
+        self._cache = cache or Path(tempfile.gettempdir()) / "cil-cache"
+        self.manifest = load_manifest(self._store)
+        self.bucket = chosen_bucket(self.manifest, bucket)
+        self._entries = [e for e in self.manifest.entries() if e.bucket == self.bucket]
         self._starts: list[int] = []
         total = 0
         for entry in self._entries:
@@ -331,6 +380,20 @@ class ShardReader:
             total += entry.count
         self._count = total
         self._open: dict[int, tuple[ShardSidecar, mmap.mmap]] = {}
+
+    @property
+    def entries(self) -> list[ShardEntry]:
+        """The shards of the bucket, in order."""
+        return list(self._entries)
+
+    @property
+    def latents_shape(self) -> tuple[int, ...]:
+        """(F, C, h, w) of the latents of a clip."""
+        return tuple(self.manifest.buckets[self.bucket]["latents_shape"])
+
+    def first_stage(self) -> FirstStage:
+        """Return the codec that the latents belong to."""
+        return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -362,17 +425,20 @@ class ShardReader:
         latents = load_tensors(_slice(content, offsets[LATENTS_SUFFIX]))
         condition = load_tensors(_slice(content, offsets[CONDITION_SUFFIX]))
         return LatentClip(
-            record=ClipRecord.from_json(json.loads(_slice(content, offsets[_RECORD_SUFFIX]))),
+            record=ClipRecord.from_json(json.loads(_slice(content, offsets[RECORD_SUFFIX]))),
             mean=latents["mean"].to(torch.float32),
             std=latents["std"].to(torch.float32),
             image_embeds=condition["image_embeds"].to(torch.float32),
+            text_embeds=condition["text_embeds"].to(torch.float32)
+            if "text_embeds" in condition
+            else None,
         )
 
     def thumbnail(self, index: int) -> bytes:
         """Read the conditioning frame of a clip, as WebP."""
         shard, inside = self._locate(index)
         sidecar, content = self._shard(shard)
-        return _slice(content, sidecar.members[sidecar.keys[inside]][_THUMBNAIL_SUFFIX])
+        return _slice(content, sidecar.members[sidecar.keys[inside]][THUMBNAIL_SUFFIX])
 
     def _locate(self, index: int) -> tuple[int, int]:
         import bisect
@@ -387,23 +453,42 @@ class ShardReader:
         return self._open[number]
 
     def _open_shard(self, entry: ShardEntry) -> tuple[ShardSidecar, mmap.mmap]:
-        path = tar_path(self._dataset, entry.name)
-        if not path.exists():
-            raise DataError(f"{path} is missing; run encode again to restore it")
+        name = tar_name(entry.name)
+        place = self._store.url(name)
+        if not self._store.exists(name):
+            raise DataError(f"{place} is missing; run encode again to restore it")
+        path = self._store.local(name, self._cache)
         found = sha256_of_file(path)
         if found != entry.sha256:
             raise DataError(
-                f"{path} is damaged: its sha256 is {found}, the manifest states {entry.sha256}; "
-                f"delete {sidecar_path(self._dataset, entry.name)} and run encode again"
+                f"{place} is damaged: its sha256 is {found}, the manifest states {entry.sha256}; "
+                f"delete {self._store.url(sidecar_name(entry.name))} and run encode again"
             )
-        sidecar = read_sidecar(sidecar_path(self._dataset, entry.name))
+        sidecar = read_sidecar(self._store, entry.name)
         if sidecar.sha256 != entry.sha256:
             raise DataError(
-                f"{sidecar_path(self._dataset, entry.name)} is of another tar file: it states the "
-                f"sha256 {sidecar.sha256}, the manifest {entry.sha256}; run encode again"
+                f"{self._store.url(sidecar_name(entry.name))} is of another tar file: it states "
+                f"the sha256 {sidecar.sha256}, the manifest {entry.sha256}; run encode again"
             )
         with path.open("rb") as file:
             return sidecar, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def chosen_bucket(manifest: Manifest, asked: str | None) -> str:
+    """Return the bucket that was asked for, or the only one.
+
+    Raises:
+        ConfigError: no such bucket, or several and none was named.
+    """
+    there = sorted(manifest.buckets)
+    if asked in there:
+        return str(asked)
+    if asked is None and len(there) == 1:
+        return there[0]
+    given = f"got {asked}" if asked else "none was named"
+    raise ConfigError(
+        f"train.bucket must be one of the data set's buckets ({', '.join(there)}), {given}"
+    )
 
 
 def _slice(content: mmap.mmap, place: Sequence[int]) -> bytes:
@@ -426,6 +511,7 @@ def entry_of(sidecar: ShardSidecar) -> dict[str, Any]:
         ShardEntry(
             name=sidecar.name,
             generation=sidecar.generation,
+            bucket=sidecar.bucket,
             count=sidecar.count,
             sha256=sidecar.sha256,
             num_bytes=sidecar.num_bytes,

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from cil.errors import ConfigError
 from pipelines import tracking
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, clip_buckets, dataset_of
 from pipelines.progress import console
+from pipelines.remote import is_url
 from pipelines.report import RunReport
-from pipelines.sources import check_source_folder
+from pipelines.source_state import source_options
+from pipelines.sources import check_source
 from pipelines.storage import check_writable, lock_folder
+from pipelines.store import open_store
 
 __all__ = ["STAGES", "check_before_start", "run"]
 
@@ -32,9 +35,11 @@ def check_before_start(command: str, config: RunConfig) -> None:
         lambda: check_writable(Path(config.output.dir), "output.dir")
     ]
     if command in ("run", "encode"):
-        checks.append(lambda: check_source_folder(config.data.videos))
+        checks.append(lambda: check_source(config.data.videos, source_options(config)))
         checks.append(lambda: _check_apart(config))
         checks.append(lambda: _check_first_stage(config))
+        if config.output.dataset is not None:
+            checks.append(lambda: open_store(dataset_of(config)).check_writable("output.dataset"))
     if command in ("run", "train", "register"):
         checks.append(lambda: tracking.check_tracking(config))
     if command in ("run", "train"):
@@ -98,12 +103,15 @@ def _run_stage(stage: str, config: RunConfig, session: ExitStack, *, debug: bool
 
 def _check_apart(config: RunConfig) -> None:
     """Refuse to write into the source folder, where sampled videos would become training data."""
-    source, output = Path(config.data.videos).resolve(), Path(config.output.dir).resolve()
-    if config.data.videos and output.is_relative_to(source):
-        raise ConfigError(
-            f"output.dir must not be inside data.videos = {config.data.videos}, "
-            f"got {config.output.dir}; choose a folder elsewhere"
-        )
+    if not config.data.videos or is_url(config.data.videos):
+        return
+    source = Path(config.data.videos).resolve()
+    for name, place in (("dir", config.output.dir), ("dataset", dataset_of(config))):
+        if not is_url(place) and Path(place).resolve().is_relative_to(source):
+            raise ConfigError(
+                f"output.{name} must not be inside data.videos = {config.data.videos}, "
+                f"got {place}; choose a folder elsewhere"
+            )
 
 
 def _check_first_stage(config: RunConfig) -> None:
@@ -116,13 +124,13 @@ def _check_first_stage(config: RunConfig) -> None:
         stage = load_first_stage(config.first_stage.path)
     except (DataError, OSError) as error:
         raise ConfigError(f"first_stage.path: {error}") from error
-    for name in ("height", "width"):
-        size = getattr(config.data, name)
-        if size % stage.downsampling:
-            raise ConfigError(
-                f"data.{name} must be a multiple of {stage.downsampling}, which is what the first "
-                f"stage in {config.first_stage.path} divides by, got {size}"
-            )
+    for bucket in clip_buckets(config.data):
+        for name, size in (("height", bucket.height), ("width", bucket.width)):
+            if size % stage.downsampling:
+                raise ConfigError(
+                    f"the {name} of a clip must be a multiple of {stage.downsampling}, which is "
+                    f"what the first stage in {config.first_stage.path} divides by, got {size}"
+                )
 
 
 def _check_model(config: RunConfig) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import ConfigError, StageError
-from pipelines.config import RunConfig, environment, redact_uri
+from pipelines.config import RunConfig, dataset_of, environment, redact_uri
 from pipelines.records import Manifest
 from pipelines.storage import check_writable, read_json, write_json
 
@@ -259,7 +259,7 @@ def _parameters(config: RunConfig) -> list[tuple[str, Any]]:
 def _log_dataset(client: Any, run_id: str, config: RunConfig, manifest: Manifest) -> None:
     import mlflow
 
-    source = json.dumps({"uri": str(Path(config.output.dir) / "dataset")})
+    source = json.dumps({"uri": redact_uri(dataset_of(config))})
     dataset = mlflow.entities.Dataset(
         name=Path(config.data.videos).name or "videos",
         digest=manifest.fingerprint[:36],  # MLflow's limit

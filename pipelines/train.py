@@ -17,13 +17,18 @@ from typing import Any
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
-from pipelines.config import RunConfig, config_to_yaml, content_hash, validate_config
-from pipelines.encode import DATASET_FOLDER
+from pipelines.config import (
+    RunConfig,
+    clip_buckets,
+    config_to_yaml,
+    content_hash,
+    validate_config,
+)
+from pipelines.dataset import open_dataset
 from pipelines.fused_input import choose_impl
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import build_model, save_model
 from pipelines.progress import console
-from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
 from pipelines.shards import ShardReader
@@ -55,9 +60,9 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     watch = Stopwatch()
     output = Path(config.output.dir)
     folder = output / TRAIN_FOLDER
-    reader = ShardReader(output / DATASET_FOLDER)
+    reader = open_dataset(config)
     manifest = reader.manifest
-    _check_clips(config, manifest)
+    _check_clips(config, reader)
     impl = choose_impl(config.time_noise.impl, use_gpu=config.train.use_gpu)
     identity = train_identity(config, manifest.fingerprint)
     done = folder / "report.json"
@@ -92,7 +97,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             tracking.finish_run(config, run_id, failed=True)
         raise
     model = folder / "model"
-    save_model(config, output / DATASET_FOLDER, model, weights=checkpoint / EMA_FILE)
+    save_model(config, reader, model, weights=checkpoint / EMA_FILE)
     losses = log.losses()
     tracking.sync_metrics(config, run_id, log)
     tail = losses[-max(1, len(losses) // 10) :]
@@ -118,18 +123,20 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     return report
 
 
-def _check_clips(config: RunConfig, manifest: Manifest) -> None:
+def _check_clips(config: RunConfig, dataset: ShardReader) -> None:
     """Refuse settings that describe other clips than the data set has."""
-    there = manifest.identity["settings"]["transform"]
-    names = ("num_frames", "fps", "height", "width")
-    wrong = [name for name in names if getattr(config.data, name) != there[name]]
+    fps = dataset.manifest.identity["settings"]["clips"]["fps"]
+    wrong = []
+    if config.data.fps != fps:
+        wrong.append(f"data.fps is {config.data.fps}, the clips of the data set have {fps}")
+    asked = [bucket.name for bucket in clip_buckets(config.data)]
+    if dataset.bucket not in asked:
+        wrong.append(
+            f"the settings describe clips of {', '.join(asked)} (height x width x frames), those "
+            f"of the data set are {dataset.bucket}"
+        )
     if wrong:
-        lines = [
-            f"data.{name} is {getattr(config.data, name)}, the clips of the data set have "
-            f"{there[name]}"
-            for name in wrong
-        ]
-        raise ConfigError("; ".join(lines) + "; use the settings that it was encoded with")
+        raise ConfigError("; ".join(wrong) + "; use the settings that it was encoded with")
 
 
 def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
@@ -177,7 +184,6 @@ def _fit(
         train_worker,
         train_loop_config={
             "config": asdict(config),
-            "dataset": str((Path(config.output.dir) / DATASET_FOLDER).resolve()),
             "config_hash": identity,
             "manifest_fingerprint": manifest_fingerprint,
             "impl": impl,
@@ -253,8 +259,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(train.cpus_per_worker)
-    reader = ShardReader(Path(settings["dataset"]))
-    model = build_model(config, Path(settings["dataset"]))
+    reader = open_dataset(config)
+    model = build_model(config, reader)
     # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a
     # compiler and a minute, and waits for ever if an earlier build was killed. gloo is enough.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -20,11 +20,12 @@ from cil.models.base import (
     ImageToVideoModel,
     Posterior,
 )
-from cil.models.first_stage import load_first_stage
+from cil.models.first_stage import FirstStageOptions, load_first_stage
 
 __all__ = [
     "Condition",
     "FirstStage",
+    "FirstStageOptions",
     "ImageToVideoModel",
     "Posterior",
     "build",

@@ -8,7 +8,7 @@ Letters as in ``cil.shapes``; h and w are latents, H and W pixels. A model folde
 
     model.json          format_version, family and every setting that sampling needs
     unet/               the network as diffusers writes it: config.json and safetensors
-    first_stage/        first_stage.json and first_stage.safetensors
+    first_stage/        first_stage.json, and first_stage.safetensors or vae/ as diffusers writes it
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +31,11 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen) -> None:
 
 def kill_tree(process: subprocess.Popen) -> None:
     """Kill a command and everything it started, at once, as a machine that goes away does."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    for victim in [psutil.Process(process.pid), *children]:
+    children = _family(process)
+    for victim in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
+    process.kill()
     process.wait()
     psutil.wait_procs(children, timeout=30)
 
@@ -107,6 +110,80 @@ def test_killed_encoding_worker_is_replaced(cil, undisturbed, tmp_path):
     victims()[0].kill()
     assert process.wait(timeout=_LIMIT_S) == 0
     assert shard_bytes(output) == shard_bytes(undisturbed)
+
+
+def everything(output: Path) -> dict[str, bytes]:
+    """All of a data set but what says when and where it was made."""
+    dataset = output / "dataset"
+    files = [path for path in sorted(dataset.rglob("*")) if path.is_file()]
+    names = {path: path.relative_to(dataset).as_posix() for path in files}
+    where = ("report.json", "report.html", "config.yaml")
+    return {name: path.read_bytes() for path, name in names.items() if name not in where}
+
+
+@pytest.fixture(scope="module")
+def forty_videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("forty") / "videos"
+    command = [sys.executable, "-m", "pipelines.demo_data", "--out", str(folder)]
+    command += ["--num-videos", "40", "--num-frames", "24", "--size", "64", "--num-held-out", "1"]
+    subprocess.run(command, check=True, capture_output=True)
+    (folder / "broken.mp4").write_bytes(b"not a video at all")
+    return folder
+
+
+def test_ten_deaths_at_random_moments_change_no_byte(cil, forty_videos, tmp_path):
+    """The command, a worker, a decoder or Ray's node process dies; the next command goes on."""
+    source = ("--data.videos", str(forty_videos))
+    cil.run("encode", tmp_path / "whole", *source)
+    expected = everything(tmp_path / "whole")
+    output, chance = tmp_path / "out", random.Random(0)
+    done = []
+    for number in range(10):
+        process = start(cil, output, "encode", *source)
+        _wait_for_workers(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=chance.uniform(0.0, 8.0))
+        kind = ("command", "worker", "decoder", "node")[number % 4]
+        if process.poll() is None:
+            _kill(process, kind, chance)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=120)
+        kill_tree(process)
+        done.append((kind, process.returncode))
+        if (output / "dataset" / "manifest.json").exists():
+            assert everything(output) == expected, done
+            chance.choice(sorted((output / "dataset" / "shards").glob("*.json"))).unlink()
+            (output / "dataset" / "manifest.json").unlink()
+            (output / "dataset" / "inventory.jsonl").unlink()
+    cil.run("encode", output, *source)
+    assert everything(output) == expected, done
+    assert sum(code != 0 for _, code in done) >= 2, f"hardly any of the deaths was felt: {done}"
+
+
+def _wait_for_workers(process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + _LIMIT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if any("ray::" in _title(child) for child in _family(process)):
+            return
+        time.sleep(0.05)
+
+
+def _family(process: subprocess.Popen) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(process: subprocess.Popen, kind: str, chance: random.Random) -> None:
+    if kind == "command":
+        kill_tree(process)
+        return
+    titles = {"worker": "ray::", "decoder": "pipelines.decode.child", "node": "raylet/raylet"}
+    victims = [child for child in _family(process) if titles[kind] in _title(child)]
+    for victim in victims if kind == "node" else victims and [chance.choice(victims)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
 
 
 def test_killed_training_worker_recovers_exactly(cil, undisturbed, encoded):

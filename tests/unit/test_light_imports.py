@@ -50,6 +50,7 @@ def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
     [
         "import cil; cil.TimeNoise.preset('mild')",
         "import cil.models; assert 'tiny' in cil.models.families()",
+        "import cil.models.autoencoder_kl, cil.models.condition_encoders",
         "import kernels; assert 'torch' not in sys.modules",
     ],
 )
@@ -61,3 +62,13 @@ def test_imports_with_everything_heavy_blocked(code):
 def test_the_blocker_blocks():
     done = run_blocked("def f():\n    import ray.data\nf()")
     assert "ModuleNotFoundError: blocked: ray" in done.stderr
+
+
+def test_errors_need_no_torch_and_every_public_name_is_found():
+    code = (
+        "import sys, cil, cil.errors; assert 'torch' not in sys.modules\n"
+        "assert all(hasattr(cil, name) for name in cil.__all__)\n"
+        "try: cil.nothing\nexcept AttributeError: pass\nelse: raise SystemExit('found')"
+    )
+    done = run_blocked(code)
+    assert done.returncode == 0, done.stderr

@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import io
-import json
 import os
+from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from cil.analytic_init import AnalyticInit
-from cil.models.patch_moments import PatchMoments
-from cil.models.patch_pca import PatchPCA
-from pipelines import encode, first_stage, shard_encoder
+from pipelines import encode, estimate, first_stage, scan
 from pipelines.config import RunConfig, content_hash, validate_config
+from pipelines.dataset import open_dataset
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
 from pipelines.shards import (
     EncodedClip,
+    complete_sidecar,
     entry_of,
     load_manifest,
     moments_of,
@@ -29,7 +29,10 @@ from pipelines.shards import (
     write_shard,
 )
 from pipelines.storage import write_json
+from pipelines.store import open_store
 
+IDENTITY = {"settings": {"clips": {"fps": 8.0}}, "first_stage": "none"}
+IDENTITY_HASH = content_hash(IDENTITY)
 REFERENCE_VARIABLE = "CIL_REFERENCE_DATA"
 
 
@@ -141,67 +144,79 @@ class SmallShards:
             fps=8.0,
             source_fps=25.0,
             num_frames=shape[0],
-            num_distinct_frames=shape[0],
             height=16,
             width=16,
             decoder="pyav",
+            bucket=f"16x16x{shape[0]}",
+            shot=0,
+            frames=list(range(shape[0])),
+            scores={"motion": 1.0},
+            fps_id=7,
+            motion_bucket_id=127,
         )
         return EncodedClip(
             record=record,
             mean=mean.to(dtype),
             std=std.abs().to(dtype),
-            image_embeds=torch.zeros(1, 8),
+            condition={"image_embeds": torch.zeros(1, 8)},
             thumbnail=buffer.getvalue(),
         )
 
-    def spec(self, number=0, *, shas=("a" * 64,), generation=0):
+    def spec(self, number=0, *, shas=("a" * 64,), generation=0, bucket="16x16x2"):
         """Make a shard spec."""
         return ShardSpec(
             name=f"shard-{number:06d}",
             generation=generation,
+            bucket=bucket,
             inputs=[{"path": f"{sha[:4]}.mp4", "sha256": sha} for sha in shas],
         )
 
     def write(self, dataset, clips, number=0, quarantined=(), **spec):
         """Write a shard and return its sidecar."""
         return write_shard(
-            dataset,
+            open_store(dataset),
             self.spec(number, **spec),
             iter(clips),
-            identity_hash="identity",
+            identity_hash=IDENTITY_HASH,
             quarantined=list(quarantined),
         )
 
-    def dataset(self, folder, counts=(3, 2), **clip):
-        """Write a data set with that many clips per shard; returns its manifest."""
-        sidecars, first = [], 0
+    def complete(self, dataset, number=0, **spec):
+        """Return the sidecar of a shard if it is complete."""
+        return complete_sidecar(open_store(dataset), self.spec(number, **spec), IDENTITY_HASH)
+
+    def dataset(self, folder, counts=(3, 2), *, shapes=((2, 3, 4, 4),), **clip):
+        """Write a data set with that many clips per shard; returns its manifest.
+
+        Shards take the shapes in turn; clips of other lengths are another bucket.
+        """
+        sidecars, first, buckets = [], 0, {}
         for number, count in enumerate(counts):
-            clips = [self.clip(seed, **clip) for seed in range(first, first + count)]
-            sidecars.append(self.write(folder, clips, number))
+            shape = shapes[number % len(shapes)]
+            name = f"16x16x{shape[0]}"
+            clips = [self.clip(seed, shape=shape, **clip) for seed in range(first, first + count)]
+            sidecars.append(self.write(folder, clips, number, bucket=name))
+            bucket = buckets.setdefault(name, {"latents_shape": list(shape), "clips": 0})
+            bucket["clips"] += count
             first += count
-        shape = clip.get("shape", (2, 3, 4, 4))
         shards = [entry_of(sidecar) for sidecar in sidecars]
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            fingerprint=content_hash(shards),
-            identity={
-                "settings": {
-                    "transform": {
-                        "num_frames": shape[0],
-                        "fps": 8.0,
-                        "height": shape[2] * 4,
-                        "width": shape[3] * 4,
-                        "max_clips": None,
-                    }
-                }
-            },
-            identity_hash="identity",
-            latents_shape=list(shape),
+            fingerprint=content_hash({"identity": IDENTITY, "shards": shards}),
+            identity=IDENTITY,
+            identity_hash=IDENTITY_HASH,
+            buckets=buckets,
             shards=shards,
             totals={"videos": first, "clips": first, "shards": len(shards)},
         )
         write_json(folder / "manifest.json", manifest.to_json())
         return manifest
+
+
+def decoded_by_hand(path):
+    """All frames of a video as (N, H, W, 3) uint8 RGB, by PyAV alone, in order."""
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +232,10 @@ class EncodedRun:
         """Folder of the data set."""
         return self.output / "dataset"
 
+    def frames(self, record):
+        """Frames of a clip of 32 x 32 videos, decoded independently, by their numbers."""
+        return decoded_by_hand(self.videos / record.path.replace("\\n", "\n"))[record.frames]
+
 
 def write_noise(path, seed, *, num_frames=32, fps=16):
     """Write a small colourful video: coarse noise that drifts to the right."""
@@ -231,38 +250,39 @@ def write_noise(path, seed, *, num_frames=32, fps=16):
         file.mux(stream.encode())
 
 
-def encode_without_ray(config):
-    """Do what `pipelines.encode.run` does, with its tasks called in this process."""
-    dataset = Path(config.output.dir) / "dataset"
-    dataset.mkdir(parents=True)
-    inventory = encode._inventory(config, dataset)
-    encode._save_inventory(dataset, inventory)
-    source, how = str(Path(config.data.videos).resolve()), encode.transform_of(config)
-    moments = PatchMoments(patch_size=config.first_stage.patch_size)
-    for video in inventory.videos:
-        batch = {"path": np.array([video.path]), "sha256": np.array([video.sha256])}
-        row = first_stage.moments_of_video(
-            batch, source=source, transform=how, patch_size=config.first_stage.patch_size
-        )
-        part = PatchMoments(patch_size=config.first_stage.patch_size)
-        part.count = int(row["count"][0])
-        part.total = torch.from_numpy(row["total"][0])
-        part.second = torch.from_numpy(row["second"][0])
-        moments.merge(part)
-    codec = PatchPCA.fit(moments, latent_channels=config.first_stage.latent_channels)
-    codec.save(dataset / "first_stage")
-    plan = encode._make_plan(config, dataset, inventory, codec)
-    encoder = shard_encoder.ShardEncoder(
-        source=source,
-        dataset=str(dataset),
-        transform=how,
-        identity_hash=plan.identity_hash,
-        latents_dtype=config.encode.latents_dtype,
-        image_embeds_shape=(1, config.model.cross_attention_dim),
-    )
-    for spec in plan.specs:
-        encoder({"spec": np.array([json.dumps(spec.to_json())])})
-    return encode._finish(dataset, plan, inventory)
+def map_rows_here(rows, work, *, settings, **_):
+    """Stand in for Ray Data: the same functions on the same rows, in this process."""
+    for row in rows:
+        columns = {name: np.array([value], dtype=object) for name, value in row.items()}
+        result = work(columns, **settings)
+        yield {name: column[0] for name, column in result.items()}
+
+
+@contextmanager
+def without_ray(log=None, *, backwards=False):
+    """Run stages in this process; nothing may start Ray.
+
+    The rows of each step go to ``log`` as (what is being done, row), if there is one.
+    """
+
+    def map_rows(rows, work, *, doing, **settings):
+        rows = list(rows)[::-1] if backwards else list(rows)
+        if log is not None:
+            log.extend((doing, row) for row in rows)
+        return map_rows_here(rows, work, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (scan, first_stage, encode, estimate):
+            patch.setattr(module, "map_rows", map_rows)
+        for module in (encode, estimate):
+            patch.setattr(module, "ray_session", lambda *_, **__: nullcontext())
+        yield
+
+
+def encode_without_ray(config, log=None, *, backwards=False):
+    """Run the stage with its tasks in this process; returns its report."""
+    with without_ray(log, backwards=backwards), ExitStack() as session:
+        return encode.run(config, session=session)
 
 
 @pytest.fixture(scope="session")
@@ -295,7 +315,7 @@ def tiny_model(encoded_run):
     """A tiny model with fresh weights for the encoded run; tests must not train it."""
     from pipelines.model_folder import build_model
 
-    return build_model(encoded_run.config, encoded_run.dataset)
+    return build_model(encoded_run.config, open_dataset(encoded_run.config))
 
 
 @pytest.fixture(scope="session")
@@ -312,6 +332,30 @@ def model_folder(encoded_run, tiny_model, tmp_path_factory):
     sampling.pop("num_videos")
     write_json(folder / "sampling.json", sampling)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_encode():
+    """The encode stage without Ray: config -> report."""
+    return encode_without_ray
+
+
+@pytest.fixture(scope="session")
+def here():
+    """Context in which stages run in this process, without Ray."""
+    return without_ray
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """Writer of small colourful videos."""
+    return write_noise
+
+
+@pytest.fixture(scope="session")
+def by_hand():
+    """Reader of all frames of a video, by PyAV alone."""
+    return decoded_by_hand
 
 
 @pytest.fixture(scope="session")

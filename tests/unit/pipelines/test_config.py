@@ -141,7 +141,10 @@ def test_numbers_may_be_written_as_people_do(tmp_path):
         ("data: {num_steps: 5}", "data.num_steps: unknown key; did you mean data.num_frames?"),
         ("time_noise: {beta: 5}", "time_noise.beta: unknown key; did you mean time_noise.beta_m?"),
         ("train.num_steps: 5", "train.num_steps: unknown key; write train: {num_steps: ...}"),
-        ("zzz: 1", "zzz: unknown key; known here: seed, data, first_stage, encode, model"),
+        (
+            "zzz: 1",
+            "zzz: unknown key; known here: seed, data, decode, select, condition, first_stage",
+        ),
     ],
 )
 def test_an_unknown_key_comes_with_a_guess(mistakes, text, hint):
@@ -167,7 +170,7 @@ def test_settings_that_do_not_fit_each_other_are_counted_one_by_one(mistakes):
         "FILE has 6 mistakes:",
         "  data.height must be a multiple of first_stage.patch_size = 4, got 30",
         "  data.width must be a multiple of first_stage.patch_size = 4, got 34",
-        "  first_stage.latent_channels must be <= 3 * patch_size^2 = 48, got 49",
+        "  first_stage.latent_channels must be < 3 * patch_size^2 = 48, got 49",
         "  model.num_attention_heads must have one number per level of model.block_out_channels, "
         "got 2 and 3",
         "  model.sigma_max must be > sigma_min = 2.0, got 1.0",
@@ -229,7 +232,11 @@ def test_the_configuration_is_frozen():
 
 CHANGED = {
     "seed": 7,
-    "data": {"videos": "caf\u00e9/\u52d5\u753b", "fps": 12.5, "max_clips_per_video": 3},
+    "data": {"videos": "caf\u00e9/\u52d5\u753b", "fps": 12.5, "buckets": ["32x64x8", "64x32x16"]},
+    "decode": {"backend": "pyav", "stall_s": 2.5},
+    "select": {"shot_threshold": None, "max_clips_per_video": 3, "clip_sampling": "spread"},
+    "condition": {"text_encoder": "models/t5", "text_length": 77},
+    "output": {"dataset": "s3://bucket/clips"},
     "model": {"block_out_channels": [32, 64, 96], "num_attention_heads": [1, 2, 3]},
     "time_noise": {"preset": "paper-svd", "beta_m": 3.0},
     "train": {"learning_rate": 1e-9, "micro_batch_size": 2, "use_gpu": True},

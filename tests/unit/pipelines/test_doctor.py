@@ -46,8 +46,17 @@ def test_what_is_wrong_fails_with_what_to_do(checks, tmp_path):
     failed = {name: check for name, check in found.items() if check["state"] == "fail"}
     assert set(failed) == {"output", "mlflow", "videos"}
     assert "choose a folder" in failed["output"]["found"]
-    assert "give a folder with video files" in failed["videos"]["found"]
+    assert "give a folder with videos, a pattern, a table" in failed["videos"]["found"]
     assert "s3cret" not in err + json.dumps(found)
+
+
+def test_a_data_set_elsewhere_is_a_check_of_its_own(checks, tmp_path):
+    (tmp_path / "file").write_text("x")
+    place = str(tmp_path / "file" / "clips")
+    code, found, _ = checks(output={"dir": str(tmp_path / "out"), "dataset": place})
+    assert code == 1
+    assert {name for name, check in found.items() if check["state"] == "fail"} == {"dataset"}
+    assert "output.dataset: cannot write to" in found["dataset"]["found"]
 
 
 def test_a_missing_package_fails_and_names_the_command(monkeypatch):

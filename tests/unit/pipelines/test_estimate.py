@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from contextlib import ExitStack
@@ -9,12 +10,18 @@ from safetensors.torch import load_file, save_file
 
 from cil.errors import DataError
 from pipelines import estimate
-from pipelines.shards import ShardReader, moments_path, read_moments, sidecar_path
+from pipelines.shards import ShardReader, moments_name, read_moments, sidecar_name
 from pipelines.storage import sha256_of_file
 
 
 def batch(name, first, count):
     return {"name": np.array([name]), "first": np.array([first]), "count": np.array([count])}
+
+
+def elsewhere(config, dataset):
+    return dataclasses.replace(
+        config, output=dataclasses.replace(config.output, dataset=str(dataset))
+    )
 
 
 def all_batches(dataset):
@@ -26,7 +33,7 @@ def all_batches(dataset):
 
 def test_the_moments_of_the_shards_are_those_that_encoding_stored(encoded_run):
     for row in all_batches(encoded_run.dataset):
-        found = estimate.shard_moments(row, dataset=str(encoded_run.dataset))
+        found = estimate.shard_moments(row, config=encoded_run.config)
         assert found["name"].tolist() == row["name"].tolist()
         stored = read_moments(encoded_run.dataset, str(row["name"][0])).state_dict()
         assert sorted(found) == sorted([*stored, "name"])
@@ -39,7 +46,7 @@ def test_the_moments_of_other_clips_are_refused(encoded_run):
     row = next(iter(all_batches(encoded_run.dataset)))
     short = batch(str(row["name"][0]), 0, int(row["count"][0]) - 1)
     with pytest.raises(DataError, match="the stored moments of shard-000000 are not those of its"):
-        estimate.shard_moments(short, dataset=str(encoded_run.dataset))
+        estimate.shard_moments(short, config=encoded_run.config)
 
 
 @pytest.mark.parametrize("key", ["mean", "m2"])
@@ -47,7 +54,7 @@ def test_moments_that_are_off_by_a_billionth_are_refused(encoded_run, tmp_path, 
     """The file agrees with its sidecar, but the clips were changed since."""
     dataset = tmp_path / "dataset"
     shutil.copytree(encoded_run.dataset, dataset)
-    path, note = moments_path(dataset, "shard-000000"), sidecar_path(dataset, "shard-000000")
+    path, note = dataset / moments_name("shard-000000"), dataset / sidecar_name("shard-000000")
     tensors = load_file(path)
     tensors[key] = tensors[key] * (1 + 1e-9)
     save_file(tensors, path)
@@ -56,20 +63,20 @@ def test_moments_that_are_off_by_a_billionth_are_refused(encoded_run, tmp_path, 
     note.write_text(json.dumps(raw))
     row = next(iter(all_batches(dataset)))
     with pytest.raises(DataError, match=f"are not those of its clips: {key}"):
-        estimate.shard_moments(row, dataset=str(dataset))
+        estimate.shard_moments(row, config=elsewhere(encoded_run.config, dataset))
 
 
 def test_damaged_moments_are_refused(encoded_run, tmp_path):
     shutil.copytree(encoded_run.dataset, tmp_path / "dataset")
-    path = moments_path(tmp_path / "dataset", "shard-000000")
+    path = tmp_path / "dataset" / moments_name("shard-000000")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match="not what its sidecar states"):
-        estimate.shard_moments(batch("shard-000000", 0, 1), dataset=str(tmp_path / "dataset"))
+        estimate.shard_moments(
+            batch("shard-000000", 0, 1), config=elsewhere(encoded_run.config, tmp_path / "dataset")
+        )
 
 
 def test_there_must_be_a_data_set(encoded_run, tmp_path):
-    import dataclasses
-
     config = dataclasses.replace(
         encoded_run.config,
         output=dataclasses.replace(encoded_run.config.output, dir=str(tmp_path / "nothing")),

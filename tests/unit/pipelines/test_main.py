@@ -90,10 +90,11 @@ def test_help_of_a_command_has_an_example_and_its_settings(cil, command):
     code, out, err = cil(command, "--help")
     assert (code, err) == (0, "")
     words = " ".join(out.split())
-    assert " ".join(_EXAMPLES[command].split()[:4]) in words
+    example = _EXAMPLES.get(command, "cil verify build/demo/run/dataset")
+    assert " ".join(example.split()[:4]) in words
     assert f"cil {command}" in words
-    setting = "--start-time" if command == "sample" else "--train.learning-rate"
-    assert setting in words
+    settings = {"sample": "--start-time", "verify": "DATASET"}
+    assert settings.get(command, "--train.learning-rate") in words
 
 
 def test_no_command_shows_the_help_and_is_a_mistake(cil):
@@ -308,7 +309,7 @@ def test_wrong_places_exit_with_2_before_anything_starts(cil, tmp_path):
     for videos, words in {
         "": "data.videos is not set",
         str(tmp_path / "missing"): "does not exist",
-        str(tmp_path / "file"): "is a file, not a folder",
+        str(tmp_path / "file"): "neither a video, a tar file nor a table by its suffix",
         str(tmp_path / "empty"): "has no video files (0 other files)",
         str(tmp_path / "texts"): "has no video files (1 other files, for example a.txt)",
     }.items():

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from cil.models import load
+from pipelines.dataset import open_dataset
 from pipelines.model_folder import build_model, save_model
 
 
@@ -24,10 +25,10 @@ def test_the_model_fits_the_data_set(encoded_run, tiny_model):
 
 
 def test_the_seed_decides_the_weights(encoded_run, tiny_model):
-    again = build_model(encoded_run.config, encoded_run.dataset).network.state_dict()
-    other = build_model(
-        dataclasses.replace(encoded_run.config, seed=1), encoded_run.dataset
-    ).network.state_dict()
+    dataset = open_dataset(encoded_run.config)
+    again = build_model(encoded_run.config, dataset).network.state_dict()
+    reseeded = dataclasses.replace(encoded_run.config, seed=1)
+    other = build_model(reseeded, dataset).network.state_dict()
     states = tiny_model.network.state_dict()
     assert all(torch.equal(again[name], value) for name, value in states.items())
     assert any(not torch.equal(other[name], value) for name, value in states.items())
@@ -39,7 +40,7 @@ def test_a_folder_gets_the_given_weights_and_replaces_an_older_one(
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").write_text("of an earlier training")
-    save_model(encoded_run.config, encoded_run.dataset, folder, weights=weights)
+    save_model(encoded_run.config, open_dataset(encoded_run.config), folder, weights=weights)
     loaded = load("tiny", folder).network.state_dict()
     for name, value in tiny_model.network.state_dict().items():
         assert torch.equal(loaded[name], value + 1), name
@@ -55,7 +56,7 @@ def test_wrong_weights_leave_the_older_folder(encoded_run, tmp_path):
     with pytest.raises(RuntimeError, match="other"):
         save_model(
             encoded_run.config,
-            encoded_run.dataset,
+            open_dataset(encoded_run.config),
             folder,
             weights=tmp_path / "weights.safetensors",
         )

@@ -3,9 +3,19 @@ import json
 import pytest
 
 from cil.errors import DataError
-from pipelines.records import ClipRecord, Manifest, QuarantineRecord, ShardEntry, VideoFile
+from pipelines.records import ClipRecord, QuarantineRecord, ShardEntry, VideoRecord
+from pipelines.shards import read_sidecar
 
-VIDEO = VideoFile(path="a/b.mp4", sha256="0" * 64, num_bytes=5, mtime_ns=1)
+VIDEO = VideoRecord(
+    name="a/b.mp4",
+    version="5:1",
+    num_bytes=5,
+    sha256="0" * 64,
+    caption="a boat",
+    probe={"container": "mp4", "codec": "h264", "decoder": "pyav"},
+    scan={"clips": [], "reason": "too short"},
+    refused=None,
+)
 
 
 def test_records_go_to_json_and_back(small_shards, tmp_path):
@@ -19,7 +29,9 @@ def test_records_go_to_json_and_back(small_shards, tmp_path):
         message="gone",
         attempts=1,
     )
+    sidecar = read_sidecar(tmp_path, "shard-000000")
     records = [VIDEO, small_shards.clip(0).record, small_shards.spec(), manifest, quarantined]
+    records += [sidecar, *manifest.entries()]
     for record in records:
         text = json.dumps(record.to_json(), allow_nan=False)
         assert type(record).from_json(json.loads(text)) == record
@@ -28,9 +40,9 @@ def test_records_go_to_json_and_back(small_shards, tmp_path):
 def test_missing_and_unknown_fields_are_named():
     raw = VIDEO.to_json()
     raw["colour"] = raw.pop("num_bytes")
-    words = r"not a VideoFile: missing=\['num_bytes'\], extra=\['colour'\].*another version"
+    words = r"not a VideoRecord: missing=\['num_bytes'\], extra=\['colour'\].*another version"
     with pytest.raises(DataError, match=words):
-        VideoFile.from_json(raw)
+        VideoRecord.from_json(raw)
 
 
 def test_a_records_json_is_a_copy(small_shards):
@@ -52,4 +64,3 @@ def test_the_manifest_lists_its_shards_in_order(small_shards, tmp_path):
 def test_a_caption_is_optional():
     names = ClipRecord.__dataclass_fields__
     assert names["caption"].default is None
-    assert Manifest.__dataclass_fields__["quarantined_by_stage"].default_factory is dict

@@ -11,21 +11,24 @@ from PIL import Image
 from safetensors.torch import load as load_tensors
 
 from cil.analytic_init import LatentMoments
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
 from pipelines.records import FORMAT_VERSION, QuarantineRecord
 from pipelines.shards import (
     ShardReader,
-    complete_sidecar,
     load_manifest,
+    moments_name,
     moments_of,
-    moments_path,
     read_moments,
     read_sidecar,
-    sidecar_path,
-    tar_path,
+    sidecar_name,
+    tar_name,
 )
 
 NAMES = ("shard-000000.tar", "shard-000000.moments.safetensors", "shard-000000.json")
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def content(folder):
@@ -48,9 +51,9 @@ def test_the_same_clips_give_the_same_bytes(small_shards, tmp_path):
 
 def test_the_sidecar_states_what_is_on_disk(small_shards, tmp_path):
     sidecar = small_shards.write(tmp_path, [small_shards.clip(seed) for seed in range(3)])
-    tar = tar_path(tmp_path, sidecar.name).read_bytes()
-    moments = moments_path(tmp_path, sidecar.name).read_bytes()
-    assert sidecar == read_sidecar(sidecar_path(tmp_path, sidecar.name))
+    tar = (tmp_path / tar_name(sidecar.name)).read_bytes()
+    moments = (tmp_path / moments_name(sidecar.name)).read_bytes()
+    assert sidecar == read_sidecar(tmp_path, sidecar.name)
     assert sidecar.sha256 == hashlib.sha256(tar).hexdigest()
     assert (sidecar.num_bytes, sidecar.count) == (len(tar), 3)
     assert sidecar.keys == [small_shards.clip(seed).record.key for seed in range(3)]
@@ -66,7 +69,7 @@ def test_the_sidecar_states_what_is_on_disk(small_shards, tmp_path):
 
 def test_the_tar_opens_with_tarfile_and_its_members_are_plain(small_shards, tmp_path):
     sidecar = small_shards.write(tmp_path, [small_shards.clip(seed) for seed in range(2)])
-    with tarfile.open(tar_path(tmp_path, sidecar.name)) as tar:
+    with tarfile.open(tmp_path / tar_name(sidecar.name)) as tar:
         members = tar.getmembers()
         assert {(m.mtime, m.mode, m.uname, m.gname) for m in members} == {(0, 0o644, "cil", "cil")}
         assert all(member.isreg() for member in members)
@@ -79,7 +82,7 @@ def test_the_tar_opens_with_tarfile_and_its_members_are_plain(small_shards, tmp_
             member = tar.getmember(f"{key}.{suffix}")
             assert [member.offset_data, member.size] == expected
     listed = subprocess.run(
-        ["tar", "tf", tar_path(tmp_path, sidecar.name)], capture_output=True, text=True, check=True
+        ["tar", "tf", tmp_path / tar_name(sidecar.name)], capture_output=True, text=True, check=True
     )
     assert len(listed.stdout.splitlines()) == 8
 
@@ -89,7 +92,7 @@ def test_the_tar_opens_with_the_webdataset_library(small_shards, tmp_path):
 
     clips = [small_shards.clip(seed) for seed in range(3)]
     sidecar = small_shards.write(tmp_path, clips)
-    dataset = webdataset.WebDataset(str(tar_path(tmp_path, sidecar.name)), shardshuffle=False)
+    dataset = webdataset.WebDataset(str(tmp_path / tar_name(sidecar.name)), shardshuffle=False)
     samples = list(dataset)
     assert [sample["__key__"] for sample in samples] == sidecar.keys
     for sample, clip in zip(samples, clips, strict=True):
@@ -98,7 +101,7 @@ def test_the_tar_opens_with_the_webdataset_library(small_shards, tmp_path):
         assert same(latents["mean"], clip.mean)
         assert same(latents["std"], clip.std)
         condition = load_tensors(sample["cond.safetensors"])
-        assert same(condition["image_embeds"], clip.image_embeds)
+        assert same(condition["image_embeds"], clip.condition["image_embeds"])
         assert json.loads(sample["json"]) == clip.record.to_json()
 
 
@@ -139,7 +142,7 @@ def test_a_failure_half_way_leaves_nothing(small_shards, tmp_path, error):
     clips = [small_shards.clip(0), small_shards.clip(1)]
     with pytest.raises(type(error)):
         small_shards.write(tmp_path, interrupted(clips, error))
-    assert list((tmp_path / "shards").iterdir()) == []
+    assert files(tmp_path) == []
 
 
 def test_latents_that_are_not_finite_are_refused_and_leave_nothing(small_shards, tmp_path):
@@ -147,7 +150,7 @@ def test_latents_that_are_not_finite_are_refused_and_leave_nothing(small_shards,
     clip.mean[0, 0, 0, 0] = float("nan")
     with pytest.raises(DataError, match="finite"):
         small_shards.write(tmp_path, [small_shards.clip(1), clip])
-    assert list((tmp_path / "shards").iterdir()) == []
+    assert files(tmp_path) == []
 
 
 def test_a_shard_without_clips_is_a_sidecar_only(small_shards, tmp_path):
@@ -165,7 +168,7 @@ def test_a_shard_without_clips_is_a_sidecar_only(small_shards, tmp_path):
     assert (sidecar.count, sidecar.sha256, sidecar.num_bytes) == (0, None, 0)
     assert sidecar.inputs[0]["clips"] == 0
     assert [QuarantineRecord.from_json(item) for item in sidecar.quarantined] == [refused]
-    assert complete_sidecar(tmp_path, small_shards.spec(), "identity") == sidecar
+    assert small_shards.complete(tmp_path) == sidecar
 
 
 def test_a_rewritten_shard_that_lost_its_clips_leaves_no_old_files(small_shards, tmp_path):
@@ -185,7 +188,7 @@ def flip(path, position=-1):
 
 def test_a_damaged_tar_is_refused_with_both_hashes(small_shards, tmp_path):
     manifest = small_shards.dataset(tmp_path)
-    path = tar_path(tmp_path, "shard-000001")
+    path = tmp_path / tar_name("shard-000001")
     flip(path, 700)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     stated = manifest.entries()[1].sha256
@@ -202,7 +205,7 @@ def test_a_damaged_tar_is_refused_with_both_hashes(small_shards, tmp_path):
 
 def test_a_missing_tar_says_what_to_do(small_shards, tmp_path):
     small_shards.dataset(tmp_path)
-    tar_path(tmp_path, "shard-000000").unlink()
+    (tmp_path / tar_name("shard-000000")).unlink()
     with pytest.raises(DataError, match=r"shard-000000\.tar is missing; run encode again"):
         ShardReader(tmp_path).check_all()
 
@@ -210,7 +213,7 @@ def test_a_missing_tar_says_what_to_do(small_shards, tmp_path):
 def test_a_sidecar_of_another_shard_is_refused(small_shards, tmp_path):
     """Its offsets would cut the tar file at the wrong places."""
     small_shards.dataset(tmp_path, counts=(2, 2))
-    first, second = (sidecar_path(tmp_path, f"shard-00000{number}") for number in (0, 1))
+    first, second = (tmp_path / sidecar_name(f"shard-00000{number}") for number in (0, 1))
     first.write_bytes(second.read_bytes())
     with pytest.raises(DataError, match=r"shard-000000.json.*run encode again"):
         ShardReader(tmp_path).clip(0)
@@ -244,11 +247,11 @@ MANGLED = {
 @pytest.mark.parametrize("how", MANGLED)
 def test_a_mangled_sidecar_or_manifest_is_refused_by_name(small_shards, tmp_path, how):
     small_shards.dataset(tmp_path)
-    path = sidecar_path(tmp_path, "shard-000000")
+    path = tmp_path / sidecar_name("shard-000000")
     path.write_bytes(MANGLED[how])
     with pytest.raises(DataError, match=r"shard-000000\.json"):
-        read_sidecar(path)
-    assert complete_sidecar(tmp_path, small_shards.spec(), "identity") is None
+        read_sidecar(tmp_path, "shard-000000")
+    assert small_shards.complete(tmp_path) is None
     (tmp_path / "manifest.json").write_bytes(MANGLED[how])
     with pytest.raises(DataError, match=r"manifest\.json"):
         load_manifest(tmp_path)
@@ -261,40 +264,40 @@ def newer(path):
 
 def test_a_newer_format_is_refused_and_never_overwritten(small_shards, tmp_path):
     small_shards.dataset(tmp_path)
-    path = sidecar_path(tmp_path, "shard-000000")
+    path = tmp_path / sidecar_name("shard-000000")
     newer(path)
     words = f"format version {FORMAT_VERSION + 1}, this program reads up to {FORMAT_VERSION}"
     with pytest.raises(DataError, match=words):
-        read_sidecar(path)
+        read_sidecar(tmp_path, "shard-000000")
     # None would mean: write the shard again
     with pytest.raises(DataError, match=words):
-        complete_sidecar(tmp_path, small_shards.spec(), "identity")
+        small_shards.complete(tmp_path)
     newer(tmp_path / "manifest.json")
     with pytest.raises(DataError, match=words):
         load_manifest(tmp_path)
 
 
 def damage_sidecar(dataset, **changes):
-    path = sidecar_path(dataset, "shard-000000")
+    path = dataset / sidecar_name("shard-000000")
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
 
 
 def cut_tar(dataset):
-    path = tar_path(dataset, "shard-000000")
+    path = dataset / tar_name("shard-000000")
     path.write_bytes(path.read_bytes()[:-512])
 
 
 INCOMPLETE = {
-    "no sidecar": lambda folder: sidecar_path(folder, "shard-000000").unlink(),
-    "no tar": lambda folder: tar_path(folder, "shard-000000").unlink(),
-    "no moments": lambda folder: moments_path(folder, "shard-000000").unlink(),
+    "no sidecar": lambda folder: (folder / sidecar_name("shard-000000")).unlink(),
+    "no tar": lambda folder: (folder / tar_name("shard-000000")).unlink(),
+    "no moments": lambda folder: (folder / moments_name("shard-000000")).unlink(),
     "tar cut off": cut_tar,
-    "empty tar": lambda folder: tar_path(folder, "shard-000000").write_bytes(b""),
+    "empty tar": lambda folder: (folder / tar_name("shard-000000")).write_bytes(b""),
     "other identity": lambda folder: damage_sidecar(folder, identity_hash="other"),
     "other inputs": lambda folder: damage_sidecar(folder, inputs=[]),
     "inputs of another kind": lambda folder: damage_sidecar(folder, inputs=5),
     "inputs without hash": lambda folder: damage_sidecar(folder, inputs=[{"path": "aaaa.mp4"}]),
-    "field missing": lambda folder: sidecar_path(folder, "shard-000000").write_text(
+    "field missing": lambda folder: (folder / sidecar_name("shard-000000")).write_text(
         '{"format_version": 1}'
     ),
 }
@@ -303,13 +306,71 @@ INCOMPLETE = {
 @pytest.mark.parametrize("damage", INCOMPLETE)
 def test_a_shard_is_complete_only_with_all_its_parts(small_shards, tmp_path, damage):
     sidecar = small_shards.write(tmp_path, [small_shards.clip(0), small_shards.clip(1)])
-    assert complete_sidecar(tmp_path, small_shards.spec(), "identity") == sidecar
+    assert small_shards.complete(tmp_path) == sidecar
     INCOMPLETE[damage](tmp_path)
-    assert complete_sidecar(tmp_path, small_shards.spec(), "identity") is None
+    assert small_shards.complete(tmp_path) is None
     # what was written again is complete again
     again = small_shards.write(tmp_path, [small_shards.clip(0), small_shards.clip(1)])
     assert again == sidecar
-    assert complete_sidecar(tmp_path, small_shards.spec(), "identity") == sidecar
+    assert small_shards.complete(tmp_path) == sidecar
+
+
+def test_an_older_format_is_refused_and_written_again(small_shards, tmp_path):
+    """Version 1 had no buckets; its contents cannot be read as these."""
+    small_shards.dataset(tmp_path)
+    for path in (tmp_path / sidecar_name("shard-000000"), tmp_path / "manifest.json"):
+        raw = json.loads(path.read_bytes())
+        path.write_text(json.dumps({**raw, "format_version": FORMAT_VERSION - 1}))
+    words = f"it has format version {FORMAT_VERSION - 1}, this program writes {FORMAT_VERSION}"
+    with pytest.raises(DataError, match=words):
+        read_sidecar(tmp_path, "shard-000000")
+    with pytest.raises(DataError, match=words):
+        load_manifest(tmp_path)
+    assert small_shards.complete(tmp_path) is None
+    small_shards.write(tmp_path, [small_shards.clip(seed) for seed in range(3)])
+    assert small_shards.complete(tmp_path).count == 3
+
+
+# -- buckets --------------------------------------------------------------------------------------
+
+
+def test_a_reader_reads_the_clips_of_one_bucket(small_shards, tmp_path):
+    """Shards 0 and 2 hold clips of two frames, shards 1 and 3 of three."""
+    shapes = ((2, 3, 4, 4), (3, 3, 4, 4))
+    manifest = small_shards.dataset(tmp_path, counts=(2, 1, 3, 4), shapes=shapes)
+    assert manifest.buckets == {
+        "16x16x2": {"latents_shape": [2, 3, 4, 4], "clips": 5},
+        "16x16x3": {"latents_shape": [3, 3, 4, 4], "clips": 5},
+    }
+    expected = {"16x16x2": [0, 1, 3, 4, 5], "16x16x3": [2, 6, 7, 8, 9]}
+    for number, (bucket, seeds) in enumerate(expected.items()):
+        reader = ShardReader(tmp_path, bucket=bucket)
+        assert (reader.bucket, len(reader)) == (bucket, 5)
+        assert reader.latents_shape == shapes[number]
+        assert [entry.bucket for entry in reader.entries] == [bucket, bucket]
+        for index, seed in enumerate(seeds):
+            clip = reader.clip(index)
+            assert clip.record == small_shards.clip(seed, shape=shapes[number]).record
+            assert tuple(clip.mean.shape) == shapes[number]
+        with pytest.raises((AssertionError, IndexError)):
+            reader.clip(5)
+
+
+def test_one_of_several_buckets_must_be_chosen(small_shards, tmp_path):
+    small_shards.dataset(tmp_path, shapes=((2, 3, 4, 4), (3, 3, 4, 4)))
+    words = r"train.bucket must be one of the data set's buckets \(16x16x2, 16x16x3\), "
+    with pytest.raises(ConfigError, match=words + "none was named"):
+        ShardReader(tmp_path)
+    with pytest.raises(ConfigError, match=words + "got 16x16x4"):
+        ShardReader(tmp_path, bucket="16x16x4")
+
+
+def test_damage_in_another_bucket_does_not_matter(small_shards, tmp_path):
+    small_shards.dataset(tmp_path, shapes=((2, 3, 4, 4), (3, 3, 4, 4)))
+    flip(tmp_path / tar_name("shard-000001"), 700)
+    ShardReader(tmp_path, bucket="16x16x2").check_all()
+    with pytest.raises(DataError, match="is damaged"):
+        ShardReader(tmp_path, bucket="16x16x3").check_all()
 
 
 # -- moments --------------------------------------------------------------------------------------
@@ -347,12 +408,12 @@ def test_moments_of_nothing_are_empty():
 @pytest.mark.parametrize("damage", ["flipped", "missing", "of another shard"])
 def test_other_moments_than_the_sidecar_states_are_refused(small_shards, tmp_path, damage):
     small_shards.dataset(tmp_path)
-    path = moments_path(tmp_path, "shard-000000")
+    path = tmp_path / moments_name("shard-000000")
     if damage == "flipped":
         flip(path)
     elif damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(moments_path(tmp_path, "shard-000001").read_bytes())
+        path.write_bytes((tmp_path / moments_name("shard-000001")).read_bytes())
     with pytest.raises(DataError, match=r"not what its sidecar states; delete .*000000\.json"):
         read_moments(tmp_path, "shard-000000")

@@ -121,6 +121,19 @@ def test_all_problems_are_reported_together(config):
         assert words in message
 
 
+def test_a_data_set_elsewhere_is_checked_too(config, tmp_path):
+    (tmp_path / "file").write_text("x")
+    wrong = change(config, output={"dataset": str(tmp_path / "file" / "clips")})
+    assert refused("encode", wrong).startswith("output.dataset: cannot write to")
+    assert stages.check_before_start("train", wrong) is None
+
+
+@pytest.mark.parametrize("setting", ["dir", "dataset"])
+def test_a_data_set_may_not_go_among_the_videos(config, encoded_run, setting):
+    wrong = change(config, output={setting: str(encoded_run.videos / "sub")})
+    assert f"output.{setting} must not be inside data.videos" in refused("encode", wrong)
+
+
 @pytest.mark.parametrize(
     ("command", "matters"),
     [
@@ -174,7 +187,8 @@ def test_a_given_first_stage_must_divide_the_frames(config, encoded_run):
     assert stages.check_before_start("encode", change(config, first_stage=given)) is None
     wrong = change(config, first_stage=given, data={"width": 34})
     message = refused("encode", wrong)
-    assert "data.width must be a multiple of 4, which is what the first stage in" in message
+    assert "the width of a clip must be a multiple of 4" in message
+    assert f"which is what the first stage in {given['path']} divides by, got 34" in message
 
 
 def test_noise_that_the_schedule_does_not_know_is_refused():

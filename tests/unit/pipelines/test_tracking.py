@@ -11,15 +11,15 @@ from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.config import OutputConfig, RunConfig, TrackingConfig
 from pipelines.metrics_log import MetricsLog
-from pipelines.records import Manifest
+from pipelines.records import FORMAT_VERSION, Manifest
 from pipelines.storage import read_json
 
 MANIFEST = Manifest(
-    format_version=1,
+    format_version=FORMAT_VERSION,
     fingerprint="f" * 64,
     identity={},
     identity_hash="i" * 64,
-    latents_shape=[8, 4, 8, 8],
+    buckets={"32x32x8": {"latents_shape": [8, 4, 8, 8], "clips": 3}},
     shards=[],
     totals={"clips": 3},
 )

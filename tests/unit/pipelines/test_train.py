@@ -6,7 +6,7 @@ import pytest
 
 from cil.errors import ConfigError, DataError, StageError
 from pipelines import train
-from pipelines.shards import ShardReader, tar_path
+from pipelines.shards import ShardReader, tar_name
 from pipelines.train import train_identity
 
 
@@ -23,8 +23,12 @@ def change(config, **sections):
 @pytest.fixture
 def config(encoded_run, small_shards, tmp_path):
     """The configuration of a run with a small data set of its own."""
-    small_shards.dataset(tmp_path / "run" / "dataset", shape=(8, 4, 8, 8))
-    return change(encoded_run.config, output={"dir": str(tmp_path / "run")})
+    small_shards.dataset(tmp_path / "run" / "dataset", shapes=((8, 4, 8, 8),))
+    return change(
+        encoded_run.config,
+        data={"height": 16, "width": 16},
+        output={"dir": str(tmp_path / "run")},
+    )
 
 
 def run_without_ray(config):
@@ -102,15 +106,35 @@ def test_more_workers_than_clips_are_refused(config):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("fps", 4.0), ("num_frames", 4), ("height", 64), ("width", 64)]
+    ("change_of_data", "words"),
+    [
+        ({"fps": 4.0}, "data.fps is 4.0, the clips of the data set have 8.0"),
+        ({"num_frames": 4}, "settings describe clips of 16x16x4 (height x width x frames), those"),
+        ({"height": 64}, "of 64x16x8 (height x width x frames), those of the data set are 16x16x8"),
+        ({"width": 64}, "of 16x64x8 (height x width x frames), those of the data set are 16x16x8"),
+        ({"buckets": ("8x16x8", "16x16x9")}, "settings describe clips of 8x16x8, 16x16x9 (height"),
+    ],
 )
-def test_a_data_set_of_other_clips_is_refused(config, name, value):
+def test_a_data_set_of_other_clips_is_refused(config, change_of_data, words):
     """The model would be told the size and rate of the settings, and learn those of the clips."""
-    other = change(config, data={name: value})
     with pytest.raises(ConfigError) as caught:
-        run_without_ray(other)
-    there = getattr(config.data, name)
-    assert f"data.{name} is {value}, the clips of the data set have {there}" in str(caught.value)
+        run_without_ray(change(config, data=change_of_data))
+    assert words in str(caught.value)
+
+
+def test_one_of_several_buckets_must_be_named(config, small_shards, tmp_path):
+    shapes = ((8, 4, 8, 8), (4, 4, 8, 8))
+    small_shards.dataset(tmp_path / "run" / "dataset", (3, 2, 1), shapes=shapes)
+    several = change(config, data={"buckets": ("16x16x8", "16x16x4")})
+    words = r"train.bucket must be one of the data set's buckets \(16x16x4, 16x16x8\), "
+    with pytest.raises(ConfigError, match=words + "none was named"):
+        run_without_ray(several)
+    with pytest.raises(ConfigError, match=words + "got 9x9x9"):
+        run_without_ray(change(several, train={"bucket": "9x9x9"}))
+    # with a bucket it comes to the next check, which counts the clips of that bucket alone
+    workers = {"num_workers": 3, "global_batch_size": 3}
+    with pytest.raises(StageError, match="got 3 workers and 2 clips"):
+        run_without_ray(change(several, train={"bucket": "16x16x4", **workers}))
 
 
 def test_triton_without_a_gpu_is_refused_before_anything_starts(config):
@@ -119,13 +143,13 @@ def test_triton_without_a_gpu_is_refused_before_anything_starts(config):
 
 
 def test_fewer_clips_per_video_are_no_other_clips(config, tmp_path):
-    tar_path(tmp_path / "run" / "dataset", "shard-000000").unlink()
+    (tmp_path / "run" / "dataset" / tar_name("shard-000000")).unlink()
     with pytest.raises(DataError, match="is missing; run encode again"):  # the next check
-        run_without_ray(change(config, data={"max_clips_per_video": 1}))
+        run_without_ray(change(config, select={"max_clips_per_video": 1}))
 
 
 def test_a_damaged_shard_is_found_before_anything_is_started(config, tmp_path):
-    path = tar_path(tmp_path / "run" / "dataset", "shard-000001")
+    path = tmp_path / "run" / "dataset" / tar_name("shard-000001")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=r"shard-000001\.tar is damaged"):
         run_without_ray(config)
@@ -138,7 +162,7 @@ def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path
     folder = tmp_path / "run" / "train"
     folder.mkdir()
     (folder / "report.json").write_text(json.dumps({"inputs": {"identity": "other"}}))
-    tar_path(tmp_path / "run" / "dataset", "shard-000000").unlink()
+    (tmp_path / "run" / "dataset" / tar_name("shard-000000")).unlink()
     with pytest.raises(DataError, match="is missing; run encode again"):
         run_without_ray(config)
     assert len(ShardReader(tmp_path / "run" / "dataset")) == 5

@@ -50,13 +50,21 @@ def test_an_mp4_has_the_frames_size_and_rate_it_was_given(tmp_path, drawn, video
 
 
 def test_a_sampled_video_can_be_encoded_again(tmp_path, drawn, video):
-    """What we write, our own decoder reads exactly."""
-    from pipelines.decode import ClipTransform, decode_clips
+    """What we write, our own decoder reads exactly, and the scan finds one clip in it."""
+    from pipelines.decode import sequential
+    from pipelines.decode.probe import probe_video
+    from pipelines.selection.bucket import Bucket
+    from pipelines.selection.scan import ScanSettings, scan_frames
 
-    write_mp4(tmp_path / "video.mp4", video(16), fps=8)
-    how = ClipTransform(num_frames=16, fps=8.0, height=64, width=128)
-    (clip,) = decode_clips(tmp_path / "video.mp4", how).clips
-    assert [drawn.number(frame) for frame in clip.frames] == list(range(16))
+    path = tmp_path / "video.mp4"
+    write_mp4(path, video(16), fps=8)
+    probe = probe_video(path)
+    frames = list(sequential(path, probe))
+    assert [drawn.number(frame.pixels) for frame in frames] == list(range(16))
+    bucket = Bucket(height=64, width=128, num_frames=16)
+    settings = ScanSettings(buckets=(bucket,), fps=8.0, shot_threshold=None)
+    (clip,) = scan_frames(frames, probe, settings).clips
+    assert (clip.start_s, clip.end_s, clip.frames) == (0.0, 2.0, list(range(16)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(65, 128), (64, 129), (65, 129), (3, 3), (1, 1)])

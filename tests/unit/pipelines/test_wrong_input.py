@@ -28,7 +28,10 @@ def run(capfd, *arguments):
 CASES = {
     "no folder": (["--data.videos", "{}/missing"], "missing does not exist"),
     "nothing given": ([], "data.videos is not set"),
-    "a file": (["--data.videos", "{}/file"], "is a file, not a folder"),
+    "a file": (
+        ["--data.videos", "{}/file"],
+        "neither a video, a tar file nor a table by its suffix",
+    ),
     "empty folder": (["--data.videos", "{}/empty"], "has no video files (0 other files)"),
     "no videos in it": (["--data.videos", "{}/texts"], "for example notes.txt"),
     "output is a file": (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cil.errors import ConfigError, DataError
-from cil.models import FirstStage, load_first_stage
+from cil.models import FirstStage, FirstStageOptions, load_first_stage
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
 
@@ -157,7 +157,9 @@ def test_a_damaged_folder_is_refused(codec, tmp_path):
         load_first_stage(tmp_path)
     settings = json.loads((tmp_path / "first_stage.json").read_text())
     (tmp_path / "first_stage.json").write_text(json.dumps({**settings, "kind": "magic"}))
-    with pytest.raises(DataError, match="unknown kind of first stage, 'magic'; known: patch_pca"):
+    with pytest.raises(
+        DataError, match="unknown kind of first stage, 'magic'; known: autoencoder_kl, patch_pca"
+    ):
         load_first_stage(tmp_path)
 
 
@@ -193,3 +195,10 @@ def test_latents_that_are_not_numbers_are_refused(codec):
         codec.decode(torch.full((1, 6, 8, 8), float("nan")))
     with pytest.raises(DataError, match="must have C = 6"):
         codec.decode(torch.zeros(1, 4, 8, 8))
+
+
+def test_options_of_networks_are_refused(codec, tmp_path):
+    codec.save(tmp_path)
+    load_first_stage(tmp_path, options=FirstStageOptions())
+    with pytest.raises(ConfigError, match="kind patch_pca has no options"):
+        load_first_stage(tmp_path, options=FirstStageOptions(dtype="bfloat16"))

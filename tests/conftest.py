@@ -1,0 +1,94 @@
+"""Fixtures of all tests: an S3 server on this machine."""
+
+import contextlib
+import io
+import logging
+import uuid
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True)
+class S3:
+    """A fresh bucket on a server that speaks S3 over HTTP, and boto's own client to look at it."""
+
+    client: object
+    bucket: str
+
+    def url(self, key=""):
+        """URL of a key in the bucket."""
+        return f"s3://{self.bucket}/{key}" if key else f"s3://{self.bucket}"
+
+    def put(self, key, content=b""):
+        """Write an object that may also be read without credentials."""
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=content, ACL="public-read")
+
+    def get(self, key):
+        """Read an object."""
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def keys(self):
+        """Keys of all objects, sorted."""
+        found = self.client.list_objects_v2(Bucket=self.bucket).get("Contents", [])
+        return sorted(item["Key"] for item in found)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """Address of an S3 server that lives as long as the tests."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_endpoint):
+    """Look at the server by boto's own client."""
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=s3_endpoint,
+        aws_access_key_id="testing",
+        aws_secret_access_key="not-a-secret",
+        region_name="us-east-1",
+    )
+
+
+@pytest.fixture
+def s3(s3_endpoint, s3_client, monkeypatch):
+    """A fresh bucket, and an environment in which s3:// leads to it."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "FSSPEC_S3_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3_client.create_bucket(Bucket=bucket)
+    return S3(s3_client, bucket)
+
+
+@pytest.fixture
+def own_s3fs(s3, monkeypatch):
+    """The class of s3fs, to be changed by a test; no other test uses what it makes of it."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield s3fs.S3FileSystem
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def no_s3(own_s3fs, monkeypatch):
+    """An environment in which s3:// leads to a port where nothing listens."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(own_s3fs, "retries", 1)  # its pauses are not what is tested

@@ -11,8 +11,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := pipelines,dev,docs
+# The kernels are also interpreted by the Triton of torch 2.11, installed beside the environment.
+OTHER_TRITON := $(VENV)/triton-3.6.0
+# A GPU host needs no .venv: any Python 3.11 or 3.12 with torch, triton, numpy and pytest.
+GPU_PYTHON ?= python3
 
-.PHONY: help setup fmt lint types test test-slow test-gpu demo demo-quick docs figures check lock clean
+.PHONY: help setup fmt lint types test test-slow test-gpu bench-gpu demo demo-quick docs figures check lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -35,14 +39,22 @@ lint: setup ## Check style and format
 types: setup ## Check types, strictly
 	$(BIN)/mypy
 
-test: setup ## Run the default tests: no GPU, nothing slow
+$(OTHER_TRITON): $(INSTALLED)
+	rm -rf $@ $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part triton==3.6.0
+	mv $@.part $@
+
+test: setup $(OTHER_TRITON) ## Run the default tests: no GPU, nothing slow
 	$(BIN)/python -m pytest
 
 test-slow: setup ## Run the tests that kill processes and start clusters
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: setup ## Run the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+test-gpu: ## Run the tests that need a CUDA device, with GPU_PYTHON (python3)
+	$(GPU_PYTHON) -m pytest -p no:cacheprovider -c tests/gpu/self_contained.ini tests/gpu
+
+bench-gpu: ## Measure the kernels on a CUDA device, with GPU_PYTHON (python3)
+	$(GPU_PYTHON) -m benchmarks.fused_kernels
 
 demo: setup ## Videos to a registered model and a sampled GIF, on a CPU
 	$(BIN)/python -m pipelines.demo_data --out build/demo/videos

@@ -4,7 +4,9 @@
     result = denoising_loss(network, clean, conditioning, schedule=..., corruption=..., draws=draws)
     result.loss.backward()
 
-All randomness is in ``draws``, which depends on seed, sample ids and step only.
+All randomness is in ``draws``, which depends on seed, sample ids and step only. What the network
+sees is made by ``build_input`` and compared by ``square_error``: two functions that the caller may
+replace by faster ones of the same meaning.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,43 +16,29 @@ import torch
 from torch import Tensor
 
 from cil import rng
-from cil.conditioning import drop, keep_mask
+from cil.conditioning import keep_mask
 from cil.errors import ConfigError, DataError
+from cil.network_input import BuiltInput, Counter, InputRequest, TrainingDraws, build_input
 from cil.noise_schedule import NoiseSchedule
-from cil.parameterization import Parameterization, input_scale, training_target
+from cil.parameterization import Parameterization, input_scale
 from cil.rng import Stream
-from cil.shapes import append_dims, check_shape
+from cil.shapes import check_shape
 from cil.time_noise import Corruption
 
 __all__ = [
+    "BuiltInput",
+    "Counter",
+    "InputRequest",
     "LossResult",
     "Network",
     "NetworkInputs",
     "TrainingDraws",
+    "build_input",
     "denoising_loss",
     "draw_training",
     "loss_by_quantile",
+    "square_error",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingDraws:
-    """Every random number of one training step of one batch."""
-
-    level: Tensor
-    """(B,) noise level of the video: sigma for EDM, timestep for VP, t for flow."""
-    noise: Tensor
-    """(B, F, C, H, W) noise of the video latents."""
-    normal: Tensor
-    """(B,) standard normal numbers that become sigma_cond."""
-    other_level: Tensor
-    """(B,) training noise level unrelated to ``level``, for the ``shuffled`` control."""
-    cond_noise: Tensor
-    """(B, *corruption.noise_shape) noise of the conditioning latents."""
-    dropout: Tensor
-    """(B,) uniform numbers that drop the condition."""
-    token_noise: Tensor | None = None
-    """(B, L, D) noise of the image tokens; None where they are not noised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +57,14 @@ class NetworkInputs:
     """(B,) noise level of the condition, to be told to the network (SVD: noise_aug_strength)."""
     keep: Tensor
     """(B,) 1 where the condition is kept, 0 where it was dropped."""
+    stacked: Tensor | None = None
+    """(B, F, 2C, H, W) of which ``noisy`` and ``conditioning_latents`` are views, if it exists."""
+
+    def concatenated(self) -> Tensor:
+        """Return ``noisy`` and ``conditioning_latents`` concatenated on channels."""
+        if self.stacked is not None:
+            return self.stacked
+        return torch.cat([self.noisy, self.conditioning_latents], dim=2)
 
 
 Network = Callable[[NetworkInputs], Tensor]
@@ -103,6 +99,7 @@ def draw_training(
     step: int,
     token_shape: Sequence[int] | None = None,
     dropout_per_batch: bool = False,
+    with_noise: bool = True,
 ) -> TrainingDraws:
     """Draw everything random that `denoising_loss` needs.
 
@@ -116,6 +113,7 @@ def draw_training(
         step: training step.
         token_shape: (L, D) of one clip's image tokens if they may be noised.
         dropout_per_batch: use one number for all clips of a step, as the released SVD code does.
+        with_noise: draw the noise of latents and tokens; without, it is left to ``build_input``.
 
     Returns:
         The draws, float32, on the device of ``sample_ids``.
@@ -135,19 +133,25 @@ def draw_training(
     def uniform(stream: Stream, samples: Tensor = ids) -> Tensor:
         return rng.uniform((), seed=seed, sample_ids=samples, stream=stream, step=step)
 
-    tokens_noised = corruption.target in ("tokens", "both")
+    tokens_noised = with_noise and corruption.target in ("tokens", "both")
     dropout_ids = torch.full_like(ids, rng.BATCH_SAMPLE_ID) if dropout_per_batch else ids
     return TrainingDraws(
         level=schedule.level(uniform(Stream.TIME)),
-        noise=normal(shape, Stream.VIDEO_NOISE),
+        noise=normal(shape, Stream.VIDEO_NOISE) if with_noise else None,
         normal=normal((), Stream.SIGMA_COND),
         other_level=schedule.level(uniform(Stream.SHUFFLED_TIME)),
-        cond_noise=normal(corruption.noise_shape(shape), Stream.COND_NOISE),
+        cond_noise=normal(corruption.noise_shape(shape), Stream.COND_NOISE) if with_noise else None,
         dropout=uniform(Stream.DROPOUT, dropout_ids),
         token_noise=normal(token_shape, Stream.TOKEN_NOISE)
         if tokens_noised and token_shape is not None
         else None,
+        counter=None if dropout_per_batch else Counter(seed=seed, sample_ids=ids, step=step),
     )
+
+
+def square_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the mean square of prediction - target for each clip, (B,) float32."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
 def denoising_loss(
@@ -162,6 +166,8 @@ def denoising_loss(
     dropout: float = 0.0,
     tokens: Tensor | Callable[[Tensor], Tensor] | None = None,
     sigma_data: float = 1.0,
+    build_input: Callable[[InputRequest], BuiltInput] = build_input,
+    square_error: Callable[[Tensor, Tensor], Tensor] = square_error,
 ) -> LossResult:
     """Return the mean square of prediction - target.
 
@@ -182,6 +188,8 @@ def denoising_loss(
         tokens: (B, L, D) image tokens; or a function that makes them from the noised conditioning
             latents (B, F, C, H, W), so that tokens and latents hide the same; or None.
         sigma_data: standard deviation of the clean latents, EDM only.
+        build_input: makes what the network sees; `build_input` or a function of the same meaning.
+        square_error: (B,) float32 losses of prediction and target, with a gradient.
 
     Returns:
         The loss, its value for each clip, and what was drawn.
@@ -191,9 +199,7 @@ def denoising_loss(
         DataError: the shapes do not fit each other.
     """
     check_shape("clean latents", clean, "B F C H W")
-    batch, frames, channels, height, width = clean.shape
-    sizes = {"B": batch, "C": channels, "H": height, "W": width}
-    check_shape("noise", draws.noise, "B F C H W", F=frames, **sizes)
+    batch, _, channels, height, width = clean.shape
     level = draws.level
     sigma_cond = corruption.sigma_cond(level, draws.normal, draws.other_level)
     if callable(conditioning_latents):
@@ -203,41 +209,48 @@ def denoising_loss(
             "time_noise.target 'pixels' needs the conditioning image and its encoder in training, "
             "got encoded latents; choose target 'latents' or give a function"
         )
-    check_shape("conditioning_latents", conditioning_latents, "B F C H W", **sizes)
-    repeated = conditioning_latents.expand(batch, frames, channels, height, width)
-
-    alpha, sigma = schedule.scales(level)
-    clean = clean * append_dims(schedule.clean_scale(level), 5).to(clean.dtype)
-    noisy = append_dims(alpha, 5) * clean + append_dims(sigma, 5) * draws.noise
-    target = training_target(
-        clean, draws.noise, parameterization, alpha=alpha, sigma=sigma, sigma_data=sigma_data
+    check_shape(
+        "conditioning_latents",
+        conditioning_latents,
+        "B F C H W",
+        **{"B": batch, "C": channels, "H": height, "W": width},
     )
-
-    corrupted = corruption.corrupt(repeated, sigma_cond, draws.cond_noise)
-    if callable(tokens):
-        tokens = tokens(corrupted)
-    elif tokens is not None and draws.token_noise is not None:
-        tokens = corruption.corrupt_tokens(tokens, sigma_cond, draws.token_noise)
-    elif tokens is not None and corruption.target in ("tokens", "both"):
-        raise DataError("token_noise must be drawn when tokens are noised; give token_shape")
+    alpha, sigma = schedule.scales(level)
     keep = keep_mask(draws.dropout, dropout)
-
-    c_in = append_dims(input_scale(parameterization, sigma, sigma_data), 5)
-    prediction = network(
-        NetworkInputs(
-            noisy=(c_in * noisy).to(clean.dtype),
-            time=schedule.network_time(level),
-            conditioning_latents=drop(corrupted, keep),
-            tokens=None if tokens is None else drop(tokens, keep),
+    built = build_input(
+        InputRequest(
+            clean=clean,
+            conditioning_latents=conditioning_latents,
+            tokens=tokens,
+            clean_scale=schedule.clean_scale(level),
+            alpha=alpha,
+            sigma=sigma,
+            c_in=input_scale(parameterization, sigma, sigma_data),
+            parameterization=parameterization,
+            sigma_data=sigma_data,
+            corruption=corruption,
             sigma_cond=sigma_cond,
             keep=keep,
+            dropout=dropout,
+            draws=draws,
         )
     )
-    if prediction.shape != target.shape:
-        raise DataError(
-            f"the network must return {tuple(target.shape)}, got {tuple(prediction.shape)}"
+    prediction = network(
+        NetworkInputs(
+            noisy=built.noisy,
+            time=schedule.network_time(level),
+            conditioning_latents=built.conditioning_latents,
+            tokens=built.tokens,
+            sigma_cond=sigma_cond,
+            keep=keep,
+            stacked=built.stacked,
         )
-    per_sample = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    )
+    if prediction.shape != built.target.shape:
+        raise DataError(
+            f"the network must return {tuple(built.target.shape)}, got {tuple(prediction.shape)}"
+        )
+    per_sample = square_error(prediction, built.target)
     return LossResult(
         loss=per_sample.mean(),
         per_sample=per_sample.detach(),

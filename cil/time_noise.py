@@ -349,6 +349,9 @@ class TimeNoiseConfig:
     """index (timestep / count), sigma (sigma / 700) or rank (share of training levels below)."""
     target: Target | None = None
     """What is noised: latents, tokens, both, or pixels (the image before it is encoded)."""
+    impl: Literal["auto", "torch", "triton"] = "auto"
+    """What adds the noise in training: torch, Triton kernels (GPU only), or auto: Triton on a GPU.
+    The noise is the same, from the same bits."""
 
     def __post_init__(self) -> None:
         require(
@@ -357,6 +360,14 @@ class TimeNoiseConfig:
             "one of " + ", ".join(PRESETS),
             self.preset,
             "'mild' is the default",
+        )
+        choices = ("auto", "torch", "triton")
+        require(
+            self.impl in choices,
+            "time_noise.impl",
+            "one of " + ", ".join(choices),
+            self.impl,
+            "'auto' is the default",
         )
         self.law()
 

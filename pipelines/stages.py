@@ -46,6 +46,7 @@ def check_before_start(command: str, config: RunConfig) -> None:
         checks.append(lambda: tracking.check_tracking(config))
     if command in ("run", "train"):
         checks.append(lambda: _check_model(config))
+        checks.append(lambda: _check_impl(config))
     problems = []
     for check in checks:
         try:
@@ -145,6 +146,12 @@ def _check_first_stage(config: RunConfig) -> None:
                     f"the {name} of a clip must be a multiple of {stage.downsampling}, which is "
                     f"what the first stage in {config.first_stage.path} divides by, got {size}"
                 )
+
+
+def _check_impl(config: RunConfig) -> None:
+    from pipelines.fused_input import choose_impl
+
+    choose_impl(config.time_noise.impl, use_gpu=config.train.use_gpu)
 
 
 def _check_model(config: RunConfig) -> None:

@@ -25,8 +25,10 @@ from pipelines.config import (
     validate_config,
 )
 from pipelines.dataset import open_dataset
+from pipelines.fused_input import choose_impl
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import build_model, save_model
+from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
 from pipelines.shards import ShardReader
@@ -49,7 +51,8 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         Paths, losses and durations.
 
     Raises:
-        ConfigError: the settings describe other clips than the data set has.
+        ConfigError: the settings describe other clips than the data set has, or ask for Triton
+            without a GPU.
         DataError: there is no data set, or it is damaged.
         StageError: more workers than clips or cores, or training failed; then the last committed
             checkpoint is kept.
@@ -60,6 +63,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     reader = open_dataset(config)
     manifest = reader.manifest
     _check_clips(config, reader)
+    impl = choose_impl(config.time_noise.impl, use_gpu=config.train.use_gpu)
     identity = train_identity(config, manifest.fingerprint)
     done = folder / "report.json"
     if done.exists() and read_json(done)["inputs"]["identity"] == identity:
@@ -74,6 +78,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     reader.check_all()
     remove_temporaries(folder)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
+    console.print(f"train: noise and loss by {impl} (time_noise.impl {config.time_noise.impl})")
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
@@ -85,6 +90,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             manifest_fingerprint=manifest.fingerprint,
             run_id=run_id,
             log=log,
+            impl=impl,
         )
     except StageError:
         with contextlib.suppress(StageError):  # the failure itself is what the user must see
@@ -138,11 +144,13 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
     settings = asdict(config.train)
     for name in ("log_every", "num_checkpoints_kept", "max_failures", "checkpoint_every"):
         settings.pop(name)
+    time_noise = asdict(config.time_noise)
+    time_noise.pop("impl")  # the same noise: it differs as another device does, in the last bits
     return content_hash(
         {
             "seed": config.seed,
             "model": asdict(config.model),
-            "time_noise": asdict(config.time_noise),
+            "time_noise": time_noise,
             "train": settings,
             "manifest": manifest_fingerprint,
         }
@@ -157,6 +165,7 @@ def _fit(
     manifest_fingerprint: str,
     run_id: str,
     log: MetricsLog,
+    impl: str,
 ) -> Path:
     """Run Ray Train to the last step; returns the folder of the last checkpoint."""
     train = config.train
@@ -177,6 +186,7 @@ def _fit(
             "config": asdict(config),
             "config_hash": identity,
             "manifest_fingerprint": manifest_fingerprint,
+            "impl": impl,
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -271,7 +281,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     if last_checkpoint is not None:
         with last_checkpoint.as_directory() as saved:
             state = load_checkpoint(Path(saved), engine=engine, ema=ema, expected=state, rank=rank)
-    step_of = TrainStep(config, model, reader, engine, rank=rank, world_size=world_size)
+    step_of = TrainStep(
+        config, model, reader, engine, rank=rank, world_size=world_size, impl=settings["impl"]
+    )
     rows: list[dict[str, float]] = []
     while state.num_steps < train.num_steps:
         started = time.monotonic()

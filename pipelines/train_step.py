@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from cil.errors import StageError
-from cil.losses import LossResult, denoising_loss, draw_training
+from cil.losses import LossResult, denoising_loss, draw_training, square_error
 from cil.models import ImageToVideoModel
+from cil.network_input import build_input
 from cil.rng import Stream, normal
+from pipelines import fused_input
 from pipelines.config import RunConfig
 from pipelines.data_order import clip_indices, worker_slots
 from pipelines.shards import LatentClip, ShardReader
@@ -28,7 +30,7 @@ class NonFiniteLossError(StageError):
 
 
 class TrainStep:
-    """Takes optimiser steps with a DeepSpeed engine."""
+    """Takes optimiser steps with a DeepSpeed engine; ``impl`` is torch or triton."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class TrainStep:
         *,
         rank: int,
         world_size: int,
+        impl: str = "torch",
     ) -> None:
         self._config, self._model, self._reader, self._engine = config, model, reader, engine
         self._slots = worker_slots(
@@ -47,6 +50,7 @@ class TrainStep:
         self._world_size = world_size
         self._micro = micro_batch_size(config.train)
         self._corruption = config.time_noise.build(model.schedule)
+        self._fused = impl == "triton"
 
     def __call__(self, step: int, *, learning_rate: float) -> dict[str, float]:
         """Take one optimiser step; a collective call.
@@ -128,6 +132,7 @@ class TrainStep:
             sample_ids=ids,
             step=step,
             token_shape=tokens.shape[1:],
+            with_noise=not self._fused,
         )
         return denoising_loss(
             model.network_call(
@@ -143,6 +148,8 @@ class TrainStep:
             draws=draws,
             dropout=config.train.condition_dropout,
             tokens=tokens,
+            build_input=fused_input.build_input if self._fused else build_input,
+            square_error=fused_input.square_error if self._fused else square_error,
         )
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class TinyModel:
             ids = [fps.to(sigma_cond), motion_bucket_id.to(sigma_cond), sigma_cond]
             assert inputs.tokens is not None
             prediction: Tensor = called(
-                torch.cat([inputs.noisy, inputs.conditioning_latents], dim=2).to(dtype),
+                inputs.concatenated().to(dtype),
                 inputs.time,
                 inputs.tokens.to(dtype),
                 torch.stack(ids, dim=1),

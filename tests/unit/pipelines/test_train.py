@@ -73,6 +73,7 @@ def test_seed_and_data_set_decide_the_identity(encoded_run):
         {"train": {"checkpoint_every": 1}},
         {"train": {"num_checkpoints_kept": 9}},
         {"train": {"max_failures": 0}},
+        {"time_noise": {"impl": "torch"}},
         {"sample": {"num_steps": 3}},
         {"output": {"dir": "elsewhere"}},
         {"tracking": {"uri": "http://host"}},
@@ -134,6 +135,11 @@ def test_one_of_several_buckets_must_be_named(config, small_shards, tmp_path):
     workers = {"num_workers": 3, "global_batch_size": 3}
     with pytest.raises(StageError, match="got 3 workers and 2 clips"):
         run_without_ray(change(several, train={"bucket": "16x16x4", **workers}))
+
+
+def test_triton_without_a_gpu_is_refused_before_anything_starts(config):
+    with pytest.raises(ConfigError, match=r"time_noise\.impl 'triton' needs a GPU"):
+        run_without_ray(change(config, time_noise={"impl": "triton"}))
 
 
 def test_fewer_clips_per_video_are_no_other_clips(config, tmp_path):

@@ -57,7 +57,7 @@ def step_of(encoded_run, tiny_model, reader, monkeypatch):
     )
     world = [1]
 
-    def make(*, rank=0, world_size=1, clips=reader, grad_norm=1.0, **train):
+    def make(*, rank=0, world_size=1, clips=reader, grad_norm=1.0, impl="torch", **train):
         world[0] = world_size
         config = dataclasses.replace(
             encoded_run.config,
@@ -67,7 +67,9 @@ def step_of(encoded_run, tiny_model, reader, monkeypatch):
         engine = FakeEngine(
             tiny_model.network, accumulation=4 // world_size // micro, grad_norm=grad_norm
         )
-        step = TrainStep(config, tiny_model, clips, engine, rank=rank, world_size=world_size)
+        step = TrainStep(
+            config, tiny_model, clips, engine, rank=rank, world_size=world_size, impl=impl
+        )
         return step, engine
 
     return make
@@ -92,6 +94,14 @@ def test_loss_and_gradient_do_not_depend_on_how_the_batch_is_split(step_of, spli
     other_loss, other_gradient = taken(step_of, 3, **split)
     assert other_loss == pytest.approx(loss, rel=1e-5)
     assert gradient.norm() > 0
+    assert (other_gradient - gradient).norm() < 1e-4 * gradient.norm()
+
+
+def test_the_kernels_take_the_same_step(step_of):
+    """On a CPU the operators are their twin in torch; the way to them is that of a GPU."""
+    loss, gradient = taken(step_of, 3, condition_dropout=0.5)
+    other_loss, other_gradient = taken(step_of, 3, condition_dropout=0.5, impl="triton")
+    assert other_loss == pytest.approx(loss, rel=1e-5)
     assert (other_gradient - gradient).norm() < 1e-4 * gradient.norm()
 
 

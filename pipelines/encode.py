@@ -20,6 +20,7 @@ from cil.errors import DataError, StageError
 from cil.models import FirstStage
 from pipelines import dataset_report
 from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of
+from pipelines.dataset import located
 from pipelines.dataset_identity import (
     PLAN_NAME,
     clip_hash,
@@ -174,7 +175,7 @@ def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: Source
         token_width=config.model.cross_attention_dim,
         decode=config.decode,
         encode=encode,
-        condition=config.condition,
+        condition=located(config).condition,
     )
     # 1:1, a shard spec becomes a shard in the data set; only its sidecar travels. Frames come from
     # decoder processes beside the worker, so they never cross the network.

@@ -78,6 +78,11 @@ class FinishedRun:
 @pytest.fixture(scope="session")
 def finished_run(cil: Cil, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     output = tmp_path_factory.mktemp("run") / "out"
-    done = cil(*cil.stage("run", output, "--json"))
+    # as users write it: a path relative to where they are
+    command = cil.stage("run", Path(output.name), "--json")
+    done = subprocess.run(
+        command, cwd=output.parent, capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return FinishedRun(output, json.loads(done.stdout.splitlines()[-1]), done.stderr)
+    reports = done.stdout.splitlines()[-1].replace(f'"{output.name}/', f'"{output}/')
+    return FinishedRun(output, json.loads(reports), done.stderr)

@@ -1,19 +1,92 @@
 """The data set of a run, as the stages after encoding read it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config import RunConfig, dataset_of
-from pipelines.shards import ShardReader
+from pipelines.records import Manifest
+from pipelines.selection.bucket import Bucket
+from pipelines.shard_files import ShardFiles
+from pipelines.shard_reader import ShardReader, chosen_bucket
+from pipelines.shards import load_manifest
+from pipelines.store import open_store
 
-__all__ = ["open_dataset"]
+__all__ = ["TrainingData", "open_dataset", "open_training_data"]
 
 
-def open_dataset(config: RunConfig) -> ShardReader:
-    """Open the run's data set at the bucket that is trained on.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """The buckets that are trained on."""
+
+    manifest: Manifest
+    readers: Mapping[str, ShardReader]
+    """By name of the bucket; they share what is open."""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips in all of these buckets."""
+        return sum(len(reader) for reader in self.readers.values())
+
+    @property
+    def largest(self) -> ShardReader:
+        """The bucket with the most pixels per clip, for which the model is built."""
+        return self.readers[max(self.readers, key=_size)]
+
+    def check_all(self) -> None:
+        """Check every shard; see `ShardReader.check_all`."""
+        for reader in self.readers.values():
+            reader.check_all()
+
+
+def open_dataset(config: RunConfig, *, num_sharers: int = 1) -> ShardReader:
+    """Open the run's data set at one bucket.
+
+    Args:
+        config: the run.
+        num_sharers: processes of this machine that read remote shards at the same time.
 
     Raises:
         ConfigError: it has several buckets and ``train.bucket`` names none of them.
         DataError: there is none, or one of another format.
     """
-    cache = Path(config.output.dir) / "cache"
-    return ShardReader(dataset_of(config), bucket=config.train.bucket, cache=cache)
+    files, cache = _files(config, num_sharers)
+    return ShardReader(dataset_of(config), bucket=config.train.bucket, cache=cache, files=files)
+
+
+def open_training_data(config: RunConfig, *, num_sharers: int = 1) -> TrainingData:
+    """Open the run's data set at the buckets that are trained on.
+
+    Args:
+        config: the run.
+        num_sharers: processes of this machine that read remote shards at the same time.
+
+    Raises:
+        ConfigError: ``train.bucket`` names no bucket of the data set.
+        DataError: there is none, or one of another format.
+    """
+    store = open_store(dataset_of(config))
+    manifest = load_manifest(store)
+    asked = config.train.bucket
+    several = asked is None and manifest.buckets
+    buckets = sorted(manifest.buckets) if several else [chosen_bucket(manifest, asked)]
+    files, cache = _files(config, num_sharers)
+    return TrainingData(
+        manifest=manifest,
+        readers={
+            bucket: ShardReader(store, bucket=bucket, cache=cache, files=files, manifest=manifest)
+            for bucket in buckets
+        },
+    )
+
+
+def _files(config: RunConfig, num_sharers: int) -> tuple[ShardFiles, Path]:
+    cache = Path(config.read.cache or Path(config.output.dir) / "cache")
+    store = open_store(dataset_of(config))
+    return ShardFiles(store, folder=cache, settings=config.read, num_sharers=num_sharers), cache
+
+
+def _size(bucket: str) -> tuple[int, int, str]:
+    size = Bucket.parse(bucket)
+    area = size.height * size.width
+    return area * size.num_frames, area, bucket

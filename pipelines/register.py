@@ -21,7 +21,7 @@ from pipelines.dataset import open_dataset
 from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
 from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
-from pipelines.shards import ShardReader
+from pipelines.shard_reader import ShardReader
 from pipelines.storage import (
     hash_of_folder,
     read_json,

@@ -88,6 +88,14 @@ class Store(Protocol):
         """Delete a file, if it is there."""
         ...
 
+    def own_file(self, name: str) -> Path | None:
+        """Return where a file is if it is on this machine, whether it exists or not; else None."""
+        ...
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file to a local path, which grows until it has the stated size."""
+        ...
+
     def local(self, name: str, cache: Path) -> Path:
         """Return a local file with the content.
 
@@ -272,6 +280,15 @@ class LocalStore:
         """Delete a file, if it is there."""
         with _data_errors(f"cannot delete {self.url(name)}"):
             self._path(name).unlink(missing_ok=True)
+
+    def own_file(self, name: str) -> Path | None:
+        """Return where the file is."""
+        return self._path(name)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file."""
+        with _data_errors(f"cannot read {self.url(name)}"):
+            shutil.copyfile(self._path(name), target)
 
     def local(self, name: str, cache: Path) -> Path:
         """Return the file itself."""

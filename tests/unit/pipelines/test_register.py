@@ -8,7 +8,8 @@ import pytest
 from cil.errors import DataError
 from pipelines import register
 from pipelines.report import RunReport
-from pipelines.shards import ShardReader, load_manifest
+from pipelines.shard_reader import ShardReader
+from pipelines.shards import load_manifest
 from pipelines.storage import read_json
 
 

@@ -65,6 +65,8 @@ def _layout(
                 continue
             dtype, shape = _TYPES[item["dtype"]], tuple(item["shape"])
             start, end = item["data_offsets"]
+            if not all(isinstance(size, int) and size >= 0 for size in shape):
+                raise ValueError(f"{name} has the shape {list(shape)}")
             if end - start != prod(shape) * dtype.itemsize or not 0 <= start < end <= num_bytes:
                 raise ValueError(f"{name} lies outside of its file or has another size")
             found.append((name, dtype, shape, start))

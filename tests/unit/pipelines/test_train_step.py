@@ -281,6 +281,29 @@ def test_a_missing_gradient_norm_is_no_error(step_of):
     assert take(0, learning_rate=0.1)["grad_norm"] == 0.0
 
 
+class OtherShape:
+    """A source whose clips are those of a smaller bucket: fewer frames, rows and columns."""
+
+    def __init__(self, source, frames, rows, columns):
+        self._source, self._sizes = source, (frames, rows, columns)
+
+    def batch(self, step):
+        batch, (frames, rows, columns) = self._source.batch(step), self._sizes
+        mean, std = (part[:, :frames, :, :rows, :columns] for part in (batch.mean, batch.std))
+        return dataclasses.replace(batch, mean=mean, std=std)
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 4), (4, 8, 8), (2, 4, 8)])
+def test_a_step_takes_its_shapes_from_the_batch(step_of, sizes):
+    """A model of one size trains on the buckets of the others."""
+    take, engine = step_of(wrap=lambda source: OtherShape(source, *sizes))
+    row = take(0, learning_rate=0.1)
+    assert math.isfinite(row["loss"])
+    assert engine.gradient().norm() > 0
+    other, _ = step_of()
+    assert other(0, learning_rate=0.1)["loss"] != row["loss"]
+
+
 def test_a_batch_that_does_not_divide_is_refused(batches_of):
     with pytest.raises(ConfigError, match="4 clips does not divide over 3 workers"):
         batches_of(0, 3)

@@ -44,6 +44,8 @@ def check_before_start(command: str, config: RunConfig) -> None:
         checks.append(lambda: tracking.check_tracking(config))
     if command in ("run", "train"):
         checks.append(lambda: _check_model(config))
+    if command == "run":
+        checks.append(lambda: _check_one_bucket(config))
     problems = []
     for check in checks:
         try:
@@ -112,6 +114,17 @@ def _check_apart(config: RunConfig) -> None:
                 f"output.{name} must not be inside data.videos = {config.data.videos}, "
                 f"got {place}; choose a folder elsewhere"
             )
+
+
+def _check_one_bucket(config: RunConfig) -> None:
+    """Refuse before training what estimation would refuse after it."""
+    names = [bucket.name for bucket in clip_buckets(config.data)]
+    if config.train.bucket is None and len(names) > 1:
+        raise ConfigError(
+            f"train.bucket must name one of data.buckets ({', '.join(names)}) in cil run, as "
+            "estimate and register work on one bucket; to train on all of them run the stages "
+            "one by one, and give estimate and register the largest bucket"
+        )
 
 
 def _check_first_stage(config: RunConfig) -> None:

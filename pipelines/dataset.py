@@ -1,7 +1,7 @@
 """The data set of a run, as the stages after encoding read it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config import RunConfig, dataset_of
@@ -12,7 +12,7 @@ from pipelines.shard_reader import ShardReader, chosen_bucket
 from pipelines.shards import load_manifest
 from pipelines.store import open_store
 
-__all__ = ["TrainingData", "open_dataset", "open_training_data"]
+__all__ = ["TrainingData", "located", "open_dataset", "open_training_data"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +80,23 @@ def open_training_data(config: RunConfig, *, num_sharers: int = 1) -> TrainingDa
     )
 
 
+def located(config: RunConfig) -> RunConfig:
+    """Return a configuration for workers, which are in another folder: no path is relative."""
+    output = replace(
+        config.output,
+        dir=str(Path(config.output.dir).absolute()),
+        dataset=open_store(dataset_of(config)).location,
+    )
+    read = replace(config.read, cache=str(_cache(config).absolute()))
+    return replace(config, output=output, read=read)
+
+
+def _cache(config: RunConfig) -> Path:
+    return Path(config.read.cache or Path(config.output.dir) / "cache")
+
+
 def _files(config: RunConfig, num_sharers: int) -> tuple[ShardFiles, Path]:
-    cache = Path(config.read.cache or Path(config.output.dir) / "cache")
+    cache = _cache(config)
     store = open_store(dataset_of(config))
     return ShardFiles(store, folder=cache, settings=config.read, num_sharers=num_sharers), cache
 

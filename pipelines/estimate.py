@@ -17,7 +17,7 @@ from cil.analytic_init import AnalyticInit
 from cil.errors import DataError, StageError
 from cil.moments import LatentMoments
 from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of
-from pipelines.dataset import open_dataset
+from pipelines.dataset import located, open_dataset
 from pipelines.progress import stage_progress
 from pipelines.ray_map import map_rows
 from pipelines.report import RunReport, Stopwatch
@@ -132,7 +132,7 @@ def _moments_by_shard(config: RunConfig, dataset: ShardReader) -> dict[str, Late
             for name, first, count in zip(names, starts, counts, strict=True)
         ],
         shard_moments,
-        settings={"config": config},
+        settings={"config": located(config)},
         concurrency=config.encode.num_workers,
         max_retries=config.encode.max_retries,
         doing="estimation",

@@ -18,7 +18,8 @@ class ReadConfig:
     workers of a machine share it. None takes a folder in output.dir."""
     cache_gib: Annotated[float, Gt(0)] = 100.0
     """Size of the cache of shards, in GiB. The least recently used shards make room for others,
-    never one that is open. It must hold one shard for each worker of the machine."""
+    never one that is open. It must hold one shard for each worker of the machine, and should hold
+    the data set: clips are read in random order, so what does not fit is downloaded again."""
     verify: Literal["always", "remember"] = "always"
     """When the hash of a local shard is taken: by every process that opens it, or only if its size
     or time of change differ from when it was last found whole, which a file in the cache

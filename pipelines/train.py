@@ -24,7 +24,7 @@ from pipelines.config import (
     content_hash,
     validate_config,
 )
-from pipelines.dataset import TrainingData, open_training_data
+from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import build_model, save_model
 from pipelines.report import RunReport, Stopwatch
@@ -183,7 +183,7 @@ def _fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
-            "config": asdict(config),
+            "config": asdict(located(config)),
             "config_hash": identity,
             "manifest_fingerprint": manifest_fingerprint,
         },

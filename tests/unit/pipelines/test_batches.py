@@ -10,7 +10,7 @@ from cil.errors import ConfigError, DataError
 from pipelines.batches import BatchReader
 from pipelines.config import validate_config
 from pipelines.data_order import DataOrder
-from pipelines.dataset import open_dataset, open_training_data
+from pipelines.dataset import located, open_dataset, open_training_data
 from pipelines.prefetch import Prefetch, read_ahead
 from pipelines.shard_reader import ShardReader
 
@@ -192,6 +192,24 @@ def test_one_bucket_of_several_is_as_if_there_were_no_other(config, source_of):
 def test_what_works_on_one_bucket_asks_for_it(config):
     with pytest.raises(ConfigError, match=r"train.bucket must be one of .*, none was named"):
         open_dataset(config)
+
+
+@pytest.mark.parametrize("cache", [None, "kept/here"])
+def test_workers_in_another_folder_find_the_data_set(config, dataset, monkeypatch, tmp_path, cache):
+    relative = dataclasses.replace(
+        config,
+        output=dataclasses.replace(config.output, dir=dataset.parent.name),
+        read=dataclasses.replace(config.read, cache=cache),
+    )
+    monkeypatch.chdir(dataset.parent.parent)
+    sent = located(relative)
+    monkeypatch.chdir(tmp_path)
+    assert open_training_data(sent).num_clips == 21
+    assert sent.output.dir == str(dataset.parent)
+    folder = dataset.parent.parent / cache if cache else dataset.parent / "cache"
+    assert sent.read.cache == str(folder)
+    url = dataclasses.replace(config.output, dataset="s3://bucket/clips")
+    assert located(dataclasses.replace(config, output=url)).output.dataset == url.dataset
 
 
 def test_the_reader_follows_the_order(source_of, dataset):

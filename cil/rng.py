@@ -71,6 +71,8 @@ class Stream(IntEnum):
     """Uniform number that chooses the conditioning frame."""
     PIXEL_NOISE = 14
     """Noise of the conditioning image's pixels, (C, H, W)."""
+    BATCH_ORDER = 15
+    """Order of the batches of an epoch, which tells when each bucket has its turn."""
 
 
 def philox4x32(
@@ -216,16 +218,17 @@ def normal(
     return values.reshape(-1, *shape)
 
 
-def permutation(n: int, *, seed: int, epoch: int) -> Tensor:
+def permutation(n: int, *, seed: int, epoch: int, stream: int = Stream.ORDER) -> Tensor:
     """Order 0..n-1 at random, as a pure function of its arguments that never changes.
 
-    Element i gets the 64-bit key (word 0, word 1) of counter (i, 0, ORDER, epoch); the result lists
-    the elements by increasing key, equal keys by increasing i.
+    Element i gets the 64-bit key (word 0, word 1) of counter (i, 0, stream, epoch); the result
+    lists the elements by increasing key, equal keys by increasing i.
 
     Args:
         n: number of elements, in [0, 2**32).
         seed: 64-bit key.
         epoch: which order, in [0, 2**32).
+        stream: what is put in order.
 
     Returns:
         (n,) int64, a permutation of 0..n-1.
@@ -235,7 +238,7 @@ def permutation(n: int, *, seed: int, epoch: int) -> Tensor:
     """
     index = torch.arange(_word("n", n))
     zero = torch.zeros_like(index)
-    counter = (index, zero, zero + int(Stream.ORDER), zero + _word("epoch", epoch))
+    counter = (index, zero, zero + int(stream), zero + _word("epoch", epoch))
     high, low, _, _ = philox4x32(counter, _key(seed))
     # Subtracting 2**31 makes the signed order of the int64 that of the unsigned 64-bit key.
     return torch.argsort(((high - 2**31) << 32) | low, stable=True)

@@ -22,6 +22,7 @@ from cil.errors import ConfigError
 from cil.models.tiny_config import TinyConfig
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
+from pipelines.read_config import ReadConfig
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.config import SelectionConfig, contradictions
 
@@ -33,6 +34,7 @@ __all__ = [
     "FirstStageConfig",
     "ModelConfig",
     "OutputConfig",
+    "ReadConfig",
     "RunConfig",
     "SampleConfig",
     "TrackingConfig",
@@ -204,8 +206,8 @@ class TrainConfig:
     cpus_per_worker: Count = 1
     """CPU cores (and torch threads) per worker."""
     bucket: str | None = None
-    """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes the only
-    one."""
+    """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes all, each
+    batch from one of them, as often as they have clips. Estimation and registration need one."""
     zero_stage: Literal[1, 2] = 2
     """DeepSpeed ZeRO stage."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -286,7 +288,7 @@ class OutputConfig:
     """Folder of the run: data set, checkpoints, statistics, model, samples and reports."""
     dataset: str | None = None
     """Where the data set goes: a folder or a URL such as s3://bucket/clips; None takes a folder in
-    output.dir. What is read from a URL is kept in a cache in output.dir."""
+    output.dir."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,6 +314,8 @@ class RunConfig:
     """Network and noise schedule."""
     time_noise: TimeNoiseConfig = field(default_factory=TimeNoiseConfig)
     """Corruption of the conditioning latents in training; unset fields are the preset's."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """Reading the data set."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Fine-tuning."""
     sample: SampleConfig = field(default_factory=SampleConfig)

@@ -1,40 +1,116 @@
 """The data set of a run, as the stages after encoding read it."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config import RunConfig, dataset_of
-from pipelines.shards import ShardReader
+from pipelines.records import Manifest
+from pipelines.selection.bucket import Bucket
+from pipelines.shard_files import ShardFiles
+from pipelines.shard_reader import ShardReader, chosen_bucket
+from pipelines.shards import load_manifest
 from pipelines.store import open_store
 
-__all__ = ["located", "open_dataset"]
+__all__ = ["TrainingData", "located", "open_dataset", "open_training_data"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """The buckets that are trained on."""
+
+    manifest: Manifest
+    readers: Mapping[str, ShardReader]
+    """By name of the bucket; they share what is open."""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips in all of these buckets."""
+        return sum(len(reader) for reader in self.readers.values())
+
+    @property
+    def largest(self) -> ShardReader:
+        """The bucket with the most pixels per clip, for which the model is built."""
+        return self.readers[max(self.readers, key=_size)]
+
+    def check_all(self) -> None:
+        """Check every shard; see `ShardReader.check_all`."""
+        for reader in self.readers.values():
+            reader.check_all()
+
+
+def open_dataset(config: RunConfig, *, num_sharers: int = 1) -> ShardReader:
+    """Open the run's data set at one bucket.
+
+    Args:
+        config: the run.
+        num_sharers: processes of this machine that read remote shards at the same time.
+
+    Raises:
+        ConfigError: it has several buckets and ``train.bucket`` names none of them.
+        DataError: there is none, or one of another format.
+    """
+    files, cache = _files(config, num_sharers)
+    return ShardReader(dataset_of(config), bucket=config.train.bucket, cache=cache, files=files)
+
+
+def open_training_data(config: RunConfig, *, num_sharers: int = 1) -> TrainingData:
+    """Open the run's data set at the buckets that are trained on.
+
+    Args:
+        config: the run.
+        num_sharers: processes of this machine that read remote shards at the same time.
+
+    Raises:
+        ConfigError: ``train.bucket`` names no bucket of the data set.
+        DataError: there is none, or one of another format.
+    """
+    store = open_store(dataset_of(config))
+    manifest = load_manifest(store)
+    asked = config.train.bucket
+    several = asked is None and manifest.buckets
+    buckets = sorted(manifest.buckets) if several else [chosen_bucket(manifest, asked)]
+    files, cache = _files(config, num_sharers)
+    return TrainingData(
+        manifest=manifest,
+        readers={
+            bucket: ShardReader(store, bucket=bucket, cache=cache, files=files, manifest=manifest)
+            for bucket in buckets
+        },
+    )
 
 
 def located(config: RunConfig) -> RunConfig:
-    """Return a configuration for workers, which run in other folders: no path is relative."""
+    """Return a configuration for workers, which are in another folder: no path is relative."""
     output = replace(
         config.output,
         dir=str(Path(config.output.dir).absolute()),
         dataset=open_store(dataset_of(config)).location,
     )
+    read = replace(config.read, cache=str(_cache(config).absolute()))
     condition = replace(
         config.condition,
         image_encoder=_absolute(config.condition.image_encoder),
         text_encoder=_absolute(config.condition.text_encoder),
     )
-    return replace(config, output=output, condition=condition)
+    return replace(config, output=output, read=read, condition=condition)
 
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
-def open_dataset(config: RunConfig) -> ShardReader:
-    """Open the run's data set at the bucket that is trained on.
+def _cache(config: RunConfig) -> Path:
+    return Path(config.read.cache or Path(config.output.dir) / "cache")
 
-    Raises:
-        ConfigError: it has several buckets and ``train.bucket`` names none of them.
-        DataError: there is none, or one of another format.
-    """
-    cache = Path(config.output.dir) / "cache"
-    return ShardReader(dataset_of(config), bucket=config.train.bucket, cache=cache)
+
+def _files(config: RunConfig, num_sharers: int) -> tuple[ShardFiles, Path]:
+    cache = _cache(config)
+    store = open_store(dataset_of(config))
+    return ShardFiles(store, folder=cache, settings=config.read, num_sharers=num_sharers), cache
+
+
+def _size(bucket: str) -> tuple[int, int, str]:
+    size = Bucket.parse(bucket)
+    area = size.height * size.width
+    return area * size.num_frames, area, bucket

@@ -22,7 +22,8 @@ from pipelines.progress import stage_progress
 from pipelines.ray_map import map_rows
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import ray_session
-from pipelines.shards import ShardReader, moments_of, read_moments
+from pipelines.shard_reader import ShardReader
+from pipelines.shards import moments_of, read_moments
 from pipelines.storage import commit, read_json, temporary_beside, write_atomic
 
 __all__ = ["ESTIMATE_FOLDER", "STATISTICS_FILE", "run", "shard_moments"]
@@ -106,7 +107,7 @@ def shard_moments(batch: dict[str, np.ndarray], *, config: RunConfig) -> dict[st
     """
     torch.set_num_threads(1)
     (name,), (first,), (count,) = batch["name"], batch["first"], batch["count"]
-    reader = open_dataset(config)
+    reader = open_dataset(config, num_sharers=config.encode.num_workers)
     moments = LatentMoments()
     for index in range(int(first), int(first) + int(count)):
         clip = reader.clip(index)

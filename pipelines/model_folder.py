@@ -7,7 +7,7 @@ from pathlib import Path
 from cil.models import ImageToVideoModel, build
 from pipelines.config import RunConfig
 from pipelines.selection.bucket import Bucket
-from pipelines.shards import ShardReader
+from pipelines.shard_reader import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
 
 __all__ = ["build_model", "save_model"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
 from cil.models import load
 from pipelines import tracking
 from pipelines.config import RunConfig, config_to_yaml, content_hash
@@ -21,7 +21,7 @@ from pipelines.dataset import open_dataset
 from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
 from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
-from pipelines.shards import ShardReader
+from pipelines.shard_reader import ShardReader
 from pipelines.storage import (
     hash_of_folder,
     read_json,
@@ -48,6 +48,7 @@ def run(config: RunConfig) -> RunReport:
         Name, version and URI of the registered model, and the model folder.
 
     Raises:
+        ConfigError: the bucket of the statistics is not the one that the model is made for.
         DataError: an earlier stage has not run on this version of the data set.
         StageError: MLflow failed.
     """
@@ -76,7 +77,13 @@ def run(config: RunConfig) -> RunReport:
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     model = folder / "model"
     _assemble(config, output / TRAIN_FOLDER / "model", statistics, model)
-    load(config.model.family, model)  # what cannot be loaded is not registered
+    loaded = load(config.model.family, model)  # what cannot be loaded is not registered
+    if tuple(loaded.latents_shape) != dataset.latents_shape:
+        raise ConfigError(
+            f"the model is made for latents {list(loaded.latents_shape)}, the statistics are of "
+            f"{dataset.bucket}, which has {list(dataset.latents_shape)}; give estimate and "
+            "register the largest bucket that was trained on as train.bucket"
+        )
     run_id = str(trained.outputs["mlflow_run_id"])
     registered = tracking.register_model(
         config,

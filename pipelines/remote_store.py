@@ -115,35 +115,48 @@ class RemoteStore:
             except FileNotFoundError:
                 return
 
+    def own_file(self, name: str) -> Path | None:
+        """Return None: files must be downloaded."""
+        checked_name(name)
+        return None
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file to a local path, which grows until it has the stated size."""
+        self._download(name, target, size=int(self._present(name)["size"]))
+
     def local(self, name: str, cache: Path) -> Path:
         """Return a copy of the file, downloaded if the cache has not got this version of it."""
-        info = self._info(name)
-        if info is None:
-            raise DataError(f"{self.url(name)} does not exist; run the stage that writes it")
+        info = self._present(name)
         size, version = int(info["size"]), object_version(info)
         state = f"{self.location}/{name}\0{size}\0{version}"
         path = cache / hashlib.sha256(state.encode()).hexdigest()[:32] / name.rpartition("/")[2]
         if not (path.is_file() and path.stat().st_size == size):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._download(name, path, size=size)
+            handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+            os.close(handle)
+            try:
+                self._download(name, Path(temporary), size=size)
+                os.replace(temporary, path)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
         return path
+
+    def _present(self, name: str) -> dict[str, Any]:
+        info = self._info(name)
+        if info is None:
+            raise DataError(f"{self.url(name)} does not exist; run the stage that writes it")
+        return info
 
     def _download(self, name: str, path: Path, *, size: int) -> None:
         files, remote = self._at(name)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        try:
-            with remote_errors(DataError, f"cannot read {self.url(name)}"):
-                files.get_file(remote, temporary)
-            found = os.stat(temporary).st_size
-            if found != size:
-                raise DataError(
-                    f"{self.url(name)} gave {found} bytes, {size} were stated; it changed while "
-                    "it was read, or the connection broke: run the stage again"
-                )
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with remote_errors(DataError, f"cannot read {self.url(name)}"):
+            files.get_file(remote, str(path))
+        found = path.stat().st_size
+        if found != size:
+            raise DataError(
+                f"{self.url(name)} gave {found} bytes, {size} were stated; it changed while "
+                "it was read, or the connection broke: run the stage again"
+            )
 
     def local_folder(self, name: str, cache: Path) -> Path:
         """Return a copy of a folder of few files, downloaded where the cache has not got it."""

@@ -1,4 +1,4 @@
-"""Latent shards: WebDataset tar files with a sidecar, written whole or not at all, read by offset.
+"""Latent shards: WebDataset tar files with a sidecar, written whole or not at all.
 
     DATASET/manifest.json                           the version: shards in order, hashes, totals
     DATASET/plan.json                               which clips go to which shard
@@ -12,26 +12,23 @@
 
 A data set is in a local folder or at an fsspec URL (`pipelines.store`). A shard holds clips of one
 bucket. The same clips give the same bytes: members have a fixed order, owner and time.
+`pipelines.shard_reader` reads them.
 """
 
 import dataclasses
 import hashlib
 import json
-import mmap
 import tarfile
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cil.errors import ConfigError, DataError
-from cil.models import FirstStage, load_first_stage
+from cil.errors import DataError
 from cil.moments import LatentMoments
 from pipelines.config import content_hash
 from pipelines.records import (
@@ -43,7 +40,7 @@ from pipelines.records import (
     ShardSidecar,
     ShardSpec,
 )
-from pipelines.storage import sha256_of_file, temporary_beside
+from pipelines.storage import temporary_beside
 from pipelines.store import Location, Store, open_store, read_json, write_json
 
 __all__ = [
@@ -54,10 +51,7 @@ __all__ = [
     "RECORD_SUFFIX",
     "THUMBNAIL_SUFFIX",
     "EncodedClip",
-    "LatentClip",
     "NewerFormatError",
-    "ShardReader",
-    "chosen_bucket",
     "complete_sidecar",
     "load_manifest",
     "moments_name",
@@ -89,17 +83,6 @@ class EncodedClip:
     """Encoded conditions by name: image_embeds (L, D), and text_embeds (L, D) if there are any."""
     thumbnail: bytes
     """The conditioning frame as WebP."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentClip:
-    """A clip as it is read back; posterior mean and std (F, C, h, w), unscaled, float32."""
-
-    record: ClipRecord
-    mean: Tensor
-    std: Tensor
-    image_embeds: Tensor
-    text_embeds: Tensor | None = None
 
 
 def tar_name(shard: str) -> str:
@@ -345,155 +328,6 @@ def read_moments(dataset: Location, shard: str) -> LatentMoments:
             f"{store.url(sidecar_name(shard))} and run encode again"
         )
     return LatentMoments.from_state_dict(load_tensors(content))
-
-
-class ShardReader:
-    """Random access to the clips of a bucket, by their number in the manifest's order.
-
-    Shards are memory-mapped, from the cache if the data set is remote, and their hash is checked
-    when first opened.
-    """
-
-    def __init__(
-        self, dataset: Location, *, bucket: str | None = None, cache: Path | None = None
-    ) -> None:
-        """Open a data set.
-
-        Args:
-            dataset: folder, URL or store of the data set.
-            bucket: name of the bucket that is read; None takes the only one.
-            cache: folder for the shards of a remote data set.
-
-        Raises:
-            ConfigError: no such bucket, or several and none was named.
-            DataError: there is no data set, or one of another format.
-        """
-        self._store = open_store(dataset)
-        self._cache = cache or Path(tempfile.gettempdir()) / "cil-cache"
-        self.manifest = load_manifest(self._store)
-        self.bucket = chosen_bucket(self.manifest, bucket)
-        self._entries = [e for e in self.manifest.entries() if e.bucket == self.bucket]
-        self._starts: list[int] = []
-        total = 0
-        for entry in self._entries:
-            self._starts.append(total)
-            total += entry.count
-        self._count = total
-        self._open: dict[int, tuple[ShardSidecar, mmap.mmap]] = {}
-
-    @property
-    def entries(self) -> list[ShardEntry]:
-        """The shards of the bucket, in order."""
-        return list(self._entries)
-
-    @property
-    def latents_shape(self) -> tuple[int, ...]:
-        """(F, C, h, w) of the latents of a clip."""
-        return tuple(self.manifest.buckets[self.bucket]["latents_shape"])
-
-    def first_stage(self) -> FirstStage:
-        """Return the codec that the latents belong to."""
-        return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
-
-    def __len__(self) -> int:
-        """Number of clips."""
-        return self._count
-
-    def check_all(self) -> None:
-        """Open every shard, which compares its hash with the manifest.
-
-        Raises:
-            DataError: a shard is missing or damaged.
-        """
-        for number in range(len(self._entries)):
-            self._shard(number)
-
-    def key(self, index: int) -> str:
-        """Sample key of a clip by its number."""
-        shard, inside = self._locate(index)
-        return self._shard(shard)[0].keys[inside]
-
-    def clip(self, index: int) -> LatentClip:
-        """Read a clip by its number, 0 <= index < len(self).
-
-        Raises:
-            DataError: the shard differs from the manifest.
-        """
-        shard, inside = self._locate(index)
-        sidecar, content = self._shard(shard)
-        offsets = sidecar.members[sidecar.keys[inside]]
-        latents = load_tensors(_slice(content, offsets[LATENTS_SUFFIX]))
-        condition = load_tensors(_slice(content, offsets[CONDITION_SUFFIX]))
-        return LatentClip(
-            record=ClipRecord.from_json(json.loads(_slice(content, offsets[RECORD_SUFFIX]))),
-            mean=latents["mean"].to(torch.float32),
-            std=latents["std"].to(torch.float32),
-            image_embeds=condition["image_embeds"].to(torch.float32),
-            text_embeds=condition["text_embeds"].to(torch.float32)
-            if "text_embeds" in condition
-            else None,
-        )
-
-    def thumbnail(self, index: int) -> bytes:
-        """Read the conditioning frame of a clip, as WebP."""
-        shard, inside = self._locate(index)
-        sidecar, content = self._shard(shard)
-        return _slice(content, sidecar.members[sidecar.keys[inside]][THUMBNAIL_SUFFIX])
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        import bisect
-
-        assert 0 <= index < self._count
-        shard = bisect.bisect_right(self._starts, index) - 1
-        return shard, index - self._starts[shard]
-
-    def _shard(self, number: int) -> tuple[ShardSidecar, mmap.mmap]:
-        if number not in self._open:
-            self._open[number] = self._open_shard(self._entries[number])
-        return self._open[number]
-
-    def _open_shard(self, entry: ShardEntry) -> tuple[ShardSidecar, mmap.mmap]:
-        name = tar_name(entry.name)
-        place = self._store.url(name)
-        if not self._store.exists(name):
-            raise DataError(f"{place} is missing; run encode again to restore it")
-        path = self._store.local(name, self._cache)
-        found = sha256_of_file(path)
-        if found != entry.sha256:
-            raise DataError(
-                f"{place} is damaged: its sha256 is {found}, the manifest states {entry.sha256}; "
-                f"delete {self._store.url(sidecar_name(entry.name))} and run encode again"
-            )
-        sidecar = read_sidecar(self._store, entry.name)
-        if sidecar.sha256 != entry.sha256:
-            raise DataError(
-                f"{self._store.url(sidecar_name(entry.name))} is of another tar file: it states "
-                f"the sha256 {sidecar.sha256}, the manifest {entry.sha256}; run encode again"
-            )
-        with path.open("rb") as file:
-            return sidecar, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def chosen_bucket(manifest: Manifest, asked: str | None) -> str:
-    """Return the bucket that was asked for, or the only one.
-
-    Raises:
-        ConfigError: no such bucket, or several and none was named.
-    """
-    there = sorted(manifest.buckets)
-    if asked in there:
-        return str(asked)
-    if asked is None and len(there) == 1:
-        return there[0]
-    given = f"got {asked}" if asked else "none was named"
-    raise ConfigError(
-        f"train.bucket must be one of the data set's buckets ({', '.join(there)}), {given}"
-    )
-
-
-def _slice(content: mmap.mmap, place: Sequence[int]) -> bytes:
-    offset, size = place
-    return content[offset : offset + size]
 
 
 def moments_of(shards: Mapping[str, LatentMoments]) -> LatentMoments:

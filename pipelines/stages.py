@@ -47,6 +47,8 @@ def check_before_start(command: str, config: RunConfig) -> None:
     if command in ("run", "train"):
         checks.append(lambda: _check_model(config))
         checks.append(lambda: _check_impl(config))
+    if command == "run":
+        checks.append(lambda: _check_one_bucket(config))
     problems = []
     for check in checks:
         try:
@@ -126,6 +128,17 @@ def _check_decoder(config: RunConfig) -> None:
         raise ConfigError(
             f"decode.backend is {backend}, which is not installed; "
             "pip install -e '.[torchcodec]' -c constraints.txt, or use auto"
+        )
+
+
+def _check_one_bucket(config: RunConfig) -> None:
+    """Refuse before training what estimation would refuse after it."""
+    names = [bucket.name for bucket in clip_buckets(config.data)]
+    if config.train.bucket is None and len(names) > 1:
+        raise ConfigError(
+            f"train.bucket must name one of data.buckets ({', '.join(names)}) in cil run, as "
+            "estimate and register work on one bucket; to train on all of them run the stages "
+            "one by one, and give estimate and register the largest bucket"
         )
 
 

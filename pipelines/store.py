@@ -88,6 +88,14 @@ class Store(Protocol):
         """Delete a file, if it is there."""
         ...
 
+    def own_file(self, name: str) -> Path | None:
+        """Return where a file is if it is on this machine, whether it exists or not; else None."""
+        ...
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file to a local path, which grows until it has the stated size."""
+        ...
+
     def local(self, name: str, cache: Path) -> Path:
         """Return a local file with the content.
 
@@ -276,6 +284,15 @@ class LocalStore:
         with suppress(OSError):  # a folder that is empty now is not needed; the root stays
             if path.parent != Path(self.location):
                 path.parent.rmdir()
+
+    def own_file(self, name: str) -> Path | None:
+        """Return where the file is."""
+        return self._path(name)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file."""
+        with _data_errors(f"cannot read {self.url(name)}"):
+            shutil.copyfile(self._path(name), target)
 
     def local(self, name: str, cache: Path) -> Path:
         """Return the file itself."""

@@ -24,14 +24,13 @@ from pipelines.config import (
     content_hash,
     validate_config,
 )
-from pipelines.dataset import located, open_dataset
+from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.fused_input import choose_impl
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import build_model, save_model
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
-from pipelines.shards import ShardReader
 from pipelines.storage import hash_of_folder, read_json, remove_temporaries, write_atomic
 
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
@@ -60,9 +59,9 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     watch = Stopwatch()
     output = Path(config.output.dir)
     folder = output / TRAIN_FOLDER
-    reader = open_dataset(config)
-    manifest = reader.manifest
-    _check_clips(config, reader)
+    data = open_training_data(config, num_sharers=config.train.num_workers)
+    manifest = data.manifest
+    _check_clips(config, data)
     impl = choose_impl(config.time_noise.impl, use_gpu=config.train.use_gpu)
     identity = train_identity(config, manifest.fingerprint)
     done = folder / "report.json"
@@ -70,12 +69,12 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         report = RunReport.load(done)
         if hash_of_folder(folder / "model") == report.outputs["model_sha256"]:
             return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
-    if config.train.num_workers > len(reader):
+    if config.train.num_workers > data.num_clips:
         raise StageError(
             f"train.num_workers must be <= the number of clips, got {config.train.num_workers} "
-            f"workers and {len(reader)} clips; lower train.num_workers or encode more videos"
+            f"workers and {data.num_clips} clips; lower train.num_workers or encode more videos"
         )
-    reader.check_all()
+    data.check_all()
     remove_temporaries(folder)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     console.print(f"train: noise and loss by {impl} (time_noise.impl {config.time_noise.impl})")
@@ -97,14 +96,15 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             tracking.finish_run(config, run_id, failed=True)
         raise
     model = folder / "model"
-    save_model(config, reader, model, weights=checkpoint / EMA_FILE)
-    losses = log.losses()
+    save_model(config, data.largest, model, weights=checkpoint / EMA_FILE)
+    rows = log.rows()
+    losses = [row["loss"] for row in rows]
     tracking.sync_metrics(config, run_id, log)
     tail = losses[-max(1, len(losses) // 10) :]
     report = RunReport(
         stage="train",
         reused=False,
-        inputs={"dataset": manifest.fingerprint, "identity": identity, "clips": len(reader)},
+        inputs={"dataset": manifest.fingerprint, "identity": identity, "clips": data.num_clips},
         outputs={
             "model": str(model),
             "model_sha256": hash_of_folder(model),
@@ -116,6 +116,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             "steps": float(config.train.num_steps),
             "loss_first": losses[0],
             "loss_last_tenth": sum(tail) / len(tail),
+            "data_wait_share": _data_wait_share(rows),
         },
         seconds=watch.seconds(),
     )
@@ -123,20 +124,28 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     return report
 
 
-def _check_clips(config: RunConfig, dataset: ShardReader) -> None:
+def _check_clips(config: RunConfig, dataset: TrainingData) -> None:
     """Refuse settings that describe other clips than the data set has."""
     fps = dataset.manifest.identity["settings"]["clips"]["fps"]
     wrong = []
     if config.data.fps != fps:
         wrong.append(f"data.fps is {config.data.fps}, the clips of the data set have {fps}")
     asked = [bucket.name for bucket in clip_buckets(config.data)]
-    if dataset.bucket not in asked:
+    there = sorted(dataset.readers)
+    if not set(there) <= set(asked):
         wrong.append(
             f"the settings describe clips of {', '.join(asked)} (height x width x frames), those "
-            f"of the data set are {dataset.bucket}"
+            f"of the data set are {', '.join(there)}"
         )
     if wrong:
         raise ConfigError("; ".join(wrong) + "; use the settings that it was encoded with")
+
+
+def _data_wait_share(rows: list[dict[str, float]]) -> float:
+    """Return the share of the time of all steps that rank 0 waited for its batches, 0 to 1."""
+    known = [row for row in rows if "data_wait_s" in row]  # an earlier version had none
+    seconds = sum(row["seconds"] for row in known)
+    return sum(row["data_wait_s"] for row in known) / seconds if seconds else 0.0
 
 
 def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
@@ -245,12 +254,19 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``{"stopped": reason}`` if a guard stopped the run on all workers, else an empty dict.
     """
+    with ExitStack() as resources:
+        return _train(settings, resources)
+
+
+def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
+    """Train on this worker; what must be closed at the end goes into ``resources``."""
     import deepspeed
     import ray.train
     import torch
     from ray.train import Checkpoint
 
     from pipelines.checkpoint import ShardedEma, TrainState, load_checkpoint, save_checkpoint
+    from pipelines.prefetch import read_ahead
     from pipelines.train_step import NonFiniteLossError, TrainStep
     from pipelines.zero_config import deepspeed_config, learning_rate
 
@@ -259,8 +275,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(train.cpus_per_worker)
-    reader = open_dataset(config)
-    model = build_model(config, reader)
+    data = open_training_data(config, num_sharers=context.get_local_world_size())
+    model = build_model(config, data.largest)
     # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a
     # compiler and a minute, and waits for ever if an earlier build was killed. gloo is enough.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -281,8 +297,11 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     if last_checkpoint is not None:
         with last_checkpoint.as_directory() as saved:
             state = load_checkpoint(Path(saved), engine=engine, ema=ema, expected=state, rank=rank)
+    batches = resources.enter_context(
+        read_ahead(config, data, first_step=state.num_steps, rank=rank, world_size=world_size)
+    )
     step_of = TrainStep(
-        config, model, reader, engine, rank=rank, world_size=world_size, impl=settings["impl"]
+        config, model, batches, engine, world_size=world_size, impl=settings["impl"]
     )
     rows: list[dict[str, float]] = []
     while state.num_steps < train.num_steps:
@@ -295,7 +314,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         ema.update()
         state.num_steps += 1
         state.num_clips_seen += train.global_batch_size
-        rows.append({**row, "step": step, "seconds": time.monotonic() - started})
+        seconds = time.monotonic() - started
+        rows.append({**row, "step": step, "seconds": seconds, "data_wait_s": batches.last_wait_s})
         last = state.num_steps == train.num_steps
         if last or state.num_steps % train.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as temporary:

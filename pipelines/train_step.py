@@ -1,11 +1,10 @@
-"""One optimiser step: read the worker's clips, draw their noise, forward, backward, update. No Ray.
+"""One optimiser step: take the worker's clips, draw their noise, forward, backward, update. No Ray.
 
 All randomness comes from (seed, place in the global batch, purpose, step), so losses do not depend
 on how many workers share the batch.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from cil.models import ImageToVideoModel
 from cil.network_input import build_input
 from cil.rng import Stream, normal
 from pipelines import fused_input
+from pipelines.batches import Batch, BatchSource
 from pipelines.config import RunConfig
-from pipelines.data_order import clip_indices, worker_slots
-from pipelines.shards import LatentClip, ShardReader
 from pipelines.zero_config import micro_batch_size
 
 __all__ = ["NonFiniteLossError", "TrainStep"]
@@ -36,17 +34,13 @@ class TrainStep:
         self,
         config: RunConfig,
         model: ImageToVideoModel,
-        reader: ShardReader,
+        batches: BatchSource,
         engine: Any,
         *,
-        rank: int,
         world_size: int,
         impl: str = "torch",
     ) -> None:
-        self._config, self._model, self._reader, self._engine = config, model, reader, engine
-        self._slots = worker_slots(
-            global_batch_size=config.train.global_batch_size, rank=rank, world_size=world_size
-        )
+        self._config, self._model, self._batches, self._engine = config, model, batches, engine
         self._world_size = world_size
         self._micro = micro_batch_size(config.train)
         self._corruption = config.time_noise.build(model.schedule)
@@ -66,30 +60,24 @@ class TrainStep:
             NonFiniteLossError: the loss or the norm of the gradient is not finite.
         """
         config, engine = self._config, self._engine
-        indices = clip_indices(
-            num_clips=len(self._reader),
-            global_batch_size=config.train.global_batch_size,
-            step=step,
-            seed=config.seed,
-        )
+        batch = self._batches.batch(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         total, sigma_cond_total = 0.0, 0.0
-        for start in range(0, len(self._slots), self._micro):
-            slots = list(self._slots[start : start + self._micro])
-            clips = [self._reader.clip(indices[slot]) for slot in slots]
-            result = self._loss(clips, slots, step)
+        for start in range(0, len(batch), self._micro):
+            part = batch.part(start, start + self._micro)
+            result = self._loss(part, step)
             mean_loss = self._mean_over_ranks(result.loss.detach())
             if not torch.isfinite(mean_loss):
-                raise self._not_finite("loss", mean_loss.item(), step, indices)
+                raise self._not_finite("loss", mean_loss.item(), step)
             engine.backward(result.loss)
             engine.step()
-            total += mean_loss.item() * len(slots)
+            total += mean_loss.item() * len(part)
             sigma_cond_total += result.sigma_cond.sum().item()
-        share = len(self._slots)
+        share = len(batch)
         grad_norm = float(engine.get_global_grad_norm() or 0.0)
         if not math.isfinite(grad_norm):  # then DeepSpeed has left the weights alone, silently
-            raise self._not_finite("gradient norm", grad_norm, step, indices)
+            raise self._not_finite("gradient norm", grad_norm, step)
         return {
             "loss": total / share,
             "grad_norm": grad_norm,
@@ -98,23 +86,21 @@ class TrainStep:
             "clips": float(config.train.global_batch_size),
         }
 
-    def _not_finite(
-        self, name: str, value: float, step: int, indices: Sequence[int]
-    ) -> NonFiniteLossError:
-        keys = [self._reader.key(index) for index in indices]
+    def _not_finite(self, name: str, value: float, step: int) -> NonFiniteLossError:
+        keys = self._batches.keys(step)
         return NonFiniteLossError(
             f"the {name} of step {step} is {value}; stopped before the weights were touched. Lower "
             f"train.learning_rate, or look at these clips: {keys}"
         )
 
-    def _loss(self, clips: list[LatentClip], slots: list[int], step: int) -> LossResult:
+    def _loss(self, batch: Batch, step: int) -> LossResult:
         """Draw this step's noise for some places of the global batch and return their loss."""
         config, model = self._config, self._model
         device = self._engine.device
-        mean = torch.stack([clip.mean for clip in clips]).to(device)
-        std = torch.stack([clip.std for clip in clips]).to(device)
-        tokens = torch.stack([clip.image_embeds for clip in clips]).to(device)
-        ids = torch.tensor(slots, dtype=torch.int64, device=device)
+        mean = batch.mean.to(device, non_blocking=True)
+        std = batch.std.to(device, non_blocking=True)
+        tokens = batch.image_embeds.to(device, non_blocking=True)
+        ids = torch.tensor(batch.slots, dtype=torch.int64, device=device)
 
         def noise(like: Tensor, stream: Stream) -> Tensor:
             return normal(
@@ -136,8 +122,8 @@ class TrainStep:
         )
         return denoising_loss(
             model.network_call(
-                fps=torch.tensor([clip.record.fps for clip in clips]),
-                motion_bucket_id=torch.full((len(clips),), float(config.model.motion_bucket_id)),
+                fps=torch.tensor([record.fps for record in batch.records]),
+                motion_bucket_id=torch.full((len(batch),), float(config.model.motion_bucket_id)),
                 network=self._engine,
             ),
             clean,

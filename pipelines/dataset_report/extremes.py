@@ -15,7 +15,8 @@ from pathlib import Path
 from cil.errors import DataError
 from pipelines.records import Manifest, ShardSidecar
 from pipelines.selection.candidates import CandidateClip
-from pipelines.shards import ShardReader, read_sidecar
+from pipelines.shard_reader import ShardReader
+from pipelines.shards import read_sidecar
 from pipelines.source_state import SourceState, planned
 from pipelines.store import Store
 

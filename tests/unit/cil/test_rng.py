@@ -126,6 +126,7 @@ def test_streams_are_numbered_for_ever():
         "TOKEN_REPLACE": 12,
         "CONDITIONING_FRAME": 13,
         "PIXEL_NOISE": 14,
+        "BATCH_ORDER": 15,
     }
 
 

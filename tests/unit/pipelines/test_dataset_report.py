@@ -631,10 +631,10 @@ def test_only_the_shards_with_extreme_clips_are_opened(tmp_path, monkeypatch):
     records = [video(f"{n}.mp4", [(SMALL, 1.0 + n, 50.0 + n)]) for n in range(24)]
     made = data_set(tmp_path, records, per_shard=1)
     opened = []
-    real = type(made.store).local
+    real = type(made.store).own_file
     monkeypatch.setattr(
         type(made.store),
-        "local",
+        "own_file",
         lambda self, name, *rest: opened.append(name) or real(self, name, *rest),
     )
     write(made)

@@ -20,7 +20,8 @@ from pipelines.config import content_hash, dataset_of, load_config
 from pipelines.dataset import open_dataset
 from pipelines.records import QuarantineRecord, VideoRecord
 from pipelines.scan import scan_videos
-from pipelines.shards import NewerFormatError, ShardReader, load_manifest, read_sidecar
+from pipelines.shard_reader import ShardReader
+from pipelines.shards import NewerFormatError, load_manifest, read_sidecar
 from pipelines.source_state import source_options
 from pipelines.sources import list_videos
 from pipelines.storage import read_json, sha256_of_file

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from cil.errors import DataError
 from pipelines import estimate
-from pipelines.shards import ShardReader, moments_name, read_moments, sidecar_name
+from pipelines.shard_reader import ShardReader
+from pipelines.shards import moments_name, read_moments, sidecar_name
 from pipelines.storage import sha256_of_file
 
 

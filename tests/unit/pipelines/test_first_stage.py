@@ -13,7 +13,7 @@ from pipelines.planning import planned_input
 from pipelines.records import QuarantineRecord
 from pipelines.scan import known_records
 from pipelines.selection.select import Selection
-from pipelines.shards import ShardReader
+from pipelines.shard_reader import ShardReader
 from pipelines.source_state import source_options, understand
 from pipelines.sources import list_videos
 from pipelines.store import open_store

@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from cil.errors import DataError
+from cil.errors import ConfigError, DataError
 from pipelines import register
 from pipelines.report import RunReport
-from pipelines.shards import ShardReader, load_manifest
+from pipelines.shard_reader import ShardReader
+from pipelines.shards import load_manifest
 from pipelines.storage import read_json
 
 
@@ -156,3 +157,18 @@ def test_a_model_that_cannot_be_loaded_is_not_registered(trained_run):
         register.run(config)
     assert calls == []
     assert not (output / "register" / "report.json").exists()
+
+
+def test_statistics_of_another_bucket_than_the_models_are_refused(trained_run, monkeypatch):
+    config, _, calls = trained_run
+    real = register.open_dataset
+
+    def other_shape(config):
+        reader = real(config)
+        reader.manifest.buckets[reader.bucket]["latents_shape"] = [4, 4, 8, 8]
+        return reader
+
+    monkeypatch.setattr(register, "open_dataset", other_shape)
+    with pytest.raises(ConfigError, match=r"made for latents \[8, 4, 8, 8\].*has \[4, 4, 8, 8\]"):
+        register.run(config)
+    assert calls == []

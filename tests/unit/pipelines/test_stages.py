@@ -194,3 +194,17 @@ def test_a_given_first_stage_must_divide_the_frames(config, encoded_run):
 def test_noise_that_the_schedule_does_not_know_is_refused():
     config = validate_config({"time_noise": {"time_map": "index"}}, source="test")
     assert refused("train", config)
+
+
+def test_a_run_that_would_stop_at_estimation_is_refused_before_training(config, ran):
+    several = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, buckets=("32x32x8", "32x32x4"))
+    )
+    with pytest.raises(
+        ConfigError, match=r"train.bucket must name one of data.buckets \(32x32x8, "
+    ):
+        stages.run("run", several)
+    assert ran == []
+    stages.run("train", several)
+    named = dataclasses.replace(several, train=dataclasses.replace(config.train, bucket="32x32x4"))
+    stages.run("run", named)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cil.errors import ConfigError, DataError
-from pipelines.store import LocalStore, open_store
+from pipelines.store import LocalStore, RemoteStore, open_store
 
 BIG = os.urandom(300_000)
 
@@ -53,6 +53,23 @@ class TestEveryStore:
         assert store.list() == ["a/b.json"]
         store.remove("a/b.json")
         assert not store.exists("a/b.json")
+
+    def test_a_file_is_downloaded(self, store, tmp_path):
+        target = tmp_path / "copy"
+        for content in (BIG, b"short", b""):
+            store.write("shards/a.tar", content)
+            store.download("shards/a.tar", target)
+            assert target.read_bytes() == content
+        with pytest.raises(DataError, match=r"shards/b\.tar.*does not exist"):
+            store.download("shards/b.tar", target)
+
+    def test_only_a_folder_has_files_of_its_own(self, store):
+        store.write("a.json", b"{}")
+        own = store.own_file("a.json")
+        assert own is None if isinstance(store, RemoteStore) else own.read_bytes() == b"{}"
+        for name in ("../a.json", "/a.json", ""):
+            with pytest.raises(DataError, match="no name of a file"):
+                store.own_file(name)
 
     def test_a_finished_file_is_moved(self, store, made):
         for content in (BIG, b"again", b""):

@@ -6,7 +6,8 @@ import pytest
 
 from cil.errors import ConfigError, DataError, StageError
 from pipelines import train
-from pipelines.shards import ShardReader, tar_name
+from pipelines.shard_reader import ShardReader
+from pipelines.shards import tar_name
 from pipelines.train import train_identity
 
 
@@ -122,16 +123,19 @@ def test_a_data_set_of_other_clips_is_refused(config, change_of_data, words):
     assert words in str(caught.value)
 
 
-def test_one_of_several_buckets_must_be_named(config, small_shards, tmp_path):
+def test_several_buckets_are_checked_and_counted(config, small_shards, tmp_path):
     shapes = ((8, 4, 8, 8), (4, 4, 8, 8))
     small_shards.dataset(tmp_path / "run" / "dataset", (3, 2, 1), shapes=shapes)
     several = change(config, data={"buckets": ("16x16x8", "16x16x4")})
     words = r"train.bucket must be one of the data set's buckets \(16x16x4, 16x16x8\), "
-    with pytest.raises(ConfigError, match=words + "none was named"):
-        run_without_ray(several)
     with pytest.raises(ConfigError, match=words + "got 9x9x9"):
         run_without_ray(change(several, train={"bucket": "9x9x9"}))
-    # with a bucket it comes to the next check, which counts the clips of that bucket alone
+    with pytest.raises(ConfigError, match=r"clips of 16x16x8 \(.*are 16x16x4, 16x16x8; use the"):
+        run_without_ray(change(config, data={"buckets": ("16x16x8",)}))
+    # the next check counts the clips of all buckets, or of the one that is named
+    seven = {"num_workers": 7, "global_batch_size": 7}
+    with pytest.raises(StageError, match="got 7 workers and 6 clips"):
+        run_without_ray(change(several, train=seven))
     workers = {"num_workers": 3, "global_batch_size": 3}
     with pytest.raises(StageError, match="got 3 workers and 2 clips"):
         run_without_ray(change(several, train={"bucket": "16x16x4", **workers}))

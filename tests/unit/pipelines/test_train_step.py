@@ -7,8 +7,9 @@ import torch
 
 from cil.errors import ConfigError, StageError
 from pipelines import train_step
-from pipelines.data_order import clip_indices
-from pipelines.shards import ShardReader
+from pipelines.batches import BatchReader
+from pipelines.data_order import DataOrder
+from pipelines.shard_reader import ShardReader
 from pipelines.train_step import NonFiniteLossError, TrainStep
 
 
@@ -48,8 +49,33 @@ def reader(encoded_run):
     return ShardReader(encoded_run.dataset)
 
 
+@pytest.fixture(scope="module")
+def batches_of(encoded_run, reader):
+    """Make the batch source of one rank."""
+
+    def make(rank=0, world_size=1):
+        return BatchReader(
+            {reader.bucket: reader},
+            global_batch_size=4,
+            seed=encoded_run.config.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def clips_of(encoded_run, reader):
+    """Return the numbers of the clips of a step."""
+    order = DataOrder(
+        {reader.bucket: len(reader)}, global_batch_size=4, seed=encoded_run.config.seed
+    )
+    return lambda step: order.clips(step).indices
+
+
 @pytest.fixture
-def step_of(encoded_run, tiny_model, reader, monkeypatch):
+def step_of(encoded_run, tiny_model, batches_of, monkeypatch):
     """Make a `TrainStep` and its engine for one rank of a world that is not there."""
     # every rank sees the mean of its own loss: the mean over ranks is taken by the test
     monkeypatch.setattr(
@@ -57,7 +83,9 @@ def step_of(encoded_run, tiny_model, reader, monkeypatch):
     )
     world = [1]
 
-    def make(*, rank=0, world_size=1, clips=reader, grad_norm=1.0, impl="torch", **train):
+    def make(
+        *, rank=0, world_size=1, wrap=lambda source: source, grad_norm=1.0, impl="torch", **train
+    ):
         world[0] = world_size
         config = dataclasses.replace(
             encoded_run.config,
@@ -67,9 +95,8 @@ def step_of(encoded_run, tiny_model, reader, monkeypatch):
         engine = FakeEngine(
             tiny_model.network, accumulation=4 // world_size // micro, grad_norm=grad_norm
         )
-        step = TrainStep(
-            config, tiny_model, clips, engine, rank=rank, world_size=world_size, impl=impl
-        )
+        batches = wrap(batches_of(rank, world_size))
+        step = TrainStep(config, tiny_model, batches, engine, world_size=world_size, impl=impl)
         return step, engine
 
     return make
@@ -138,19 +165,15 @@ def test_micro_batches_make_one_update_and_one_loss(step_of):
 
 
 class OneClip:
-    """A reader whose clips are all the same one, with a wide posterior."""
+    """A source whose clips are all the same one, with a wide posterior."""
 
-    key = staticmethod(str)
+    def __init__(self, source, reader):
+        self._source, self._mean = source, reader.clip(0).mean
 
-    def __init__(self, reader):
-        clip = reader.clip(0)
-        self._clip = dataclasses.replace(clip, std=torch.ones_like(clip.std))
-
-    def __len__(self):
-        return 10
-
-    def clip(self, index):
-        return self._clip
+    def batch(self, step):
+        batch = self._source.batch(step)
+        mean = self._mean.expand(len(batch), *self._mean.shape)
+        return dataclasses.replace(batch, mean=mean, std=torch.ones_like(mean))
 
 
 @pytest.fixture
@@ -167,7 +190,7 @@ def drawn_latents(step_of, reader, monkeypatch):
 
     def take(step, **settings):
         seen.clear()
-        run, _ = step_of(clips=OneClip(reader), **settings)
+        run, _ = step_of(wrap=lambda source: OneClip(source, reader), **settings)
         run(step, learning_rate=0.0)
         return [torch.cat(parts) for parts in zip(*seen, strict=True)]
 
@@ -210,32 +233,30 @@ def test_splitting_the_batch_changes_no_sample(drawn_latents):
 
 
 class Poisoned:
-    """A reader of whose clips one has latents that are not finite."""
+    """A source whose clip in one place of the global batch has latents that are not finite."""
 
-    def __init__(self, reader, bad, value):
-        self._reader, self._bad, self._value = reader, bad, value
-        self.key = reader.key
+    def __init__(self, source, slot, value):
+        self._source, self._slot, self._value = source, slot, value
+        self.keys = source.keys
 
-    def __len__(self):
-        return len(self._reader)
+    @classmethod
+    def by(cls, slot, value):
+        return lambda source: cls(source, slot, value)
 
-    def clip(self, index):
-        clip = self._reader.clip(index)
-        if index == self._bad:
-            clip.mean[0, 0, 0, 0] = self._value
-        return clip
+    def batch(self, step):
+        batch = self._source.batch(step)
+        if self._slot in batch.slots:
+            batch.mean[batch.slots.index(self._slot), 0, 0, 0, 0] = self._value
+        return batch
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
 def test_a_loss_that_is_not_finite_stops_before_the_update(
-    step_of, encoded_run, reader, value, micro_batch_size
+    step_of, clips_of, reader, value, micro_batch_size
 ):
-    indices = clip_indices(
-        num_clips=len(reader), global_batch_size=4, step=2, seed=encoded_run.config.seed
-    )
-    poisoned = Poisoned(reader, indices[-1], value)
-    take, engine = step_of(clips=poisoned, micro_batch_size=micro_batch_size)
+    indices = clips_of(2)
+    take, engine = step_of(wrap=Poisoned.by(3, value), micro_batch_size=micro_batch_size)
     with pytest.raises(NonFiniteLossError, match=r"the loss of step 2 is (nan|inf)") as caught:
         take(2, learning_rate=0.1)
     assert engine.steps == 0
@@ -244,15 +265,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert isinstance(caught.value, StageError)
 
 
-def test_every_rank_hears_of_a_broken_clip(step_of, encoded_run, reader, monkeypatch):
+def test_every_rank_hears_of_a_broken_clip(step_of, monkeypatch):
     """The rank that has it must not leave the others waiting for its loss."""
-    indices = clip_indices(
-        num_clips=len(reader), global_batch_size=4, step=0, seed=encoded_run.config.seed
-    )
     sent = []
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: sent.append(value.item()))
-    poisoned = Poisoned(reader, indices[-1], float("nan"))
-    take, engine = step_of(clips=poisoned, rank=1, world_size=2)
+    take, engine = step_of(wrap=Poisoned.by(3, float("nan")), rank=1, world_size=2)
     with pytest.raises(NonFiniteLossError, match="the loss of step 0 is nan"):
         take(0, learning_rate=0.1)
     assert len(sent) == 1
@@ -274,10 +291,32 @@ def test_a_missing_gradient_norm_is_no_error(step_of):
     assert take(0, learning_rate=0.1)["grad_norm"] == 0.0
 
 
-def test_a_batch_that_does_not_divide_is_refused(encoded_run, tiny_model, reader):
-    engine = FakeEngine(tiny_model.network)
+class OtherShape:
+    """A source whose clips are those of a smaller bucket: fewer frames, rows and columns."""
+
+    def __init__(self, source, frames, rows, columns):
+        self._source, self._sizes = source, (frames, rows, columns)
+
+    def batch(self, step):
+        batch, (frames, rows, columns) = self._source.batch(step), self._sizes
+        mean, std = (part[:, :frames, :, :rows, :columns] for part in (batch.mean, batch.std))
+        return dataclasses.replace(batch, mean=mean, std=std)
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 4), (4, 8, 8), (2, 4, 8)])
+def test_a_step_takes_its_shapes_from_the_batch(step_of, sizes):
+    """A model of one size trains on the buckets of the others."""
+    take, engine = step_of(wrap=lambda source: OtherShape(source, *sizes))
+    row = take(0, learning_rate=0.1)
+    assert math.isfinite(row["loss"])
+    assert engine.gradient().norm() > 0
+    other, _ = step_of()
+    assert other(0, learning_rate=0.1)["loss"] != row["loss"]
+
+
+def test_a_batch_that_does_not_divide_is_refused(batches_of):
     with pytest.raises(ConfigError, match="4 clips does not divide over 3 workers"):
-        TrainStep(encoded_run.config, tiny_model, reader, engine, rank=0, world_size=3)
+        batches_of(0, 3)
 
 
 def test_one_more_worker_gives_each_clip_the_same_noise(step_of, encoded_run):

@@ -1,0 +1,187 @@
+"""Clips by their number, in any order, from the shards of a data set.
+
+A shard is mapped into memory when a clip of it is first asked for, from the cache if the data set
+is remote, and the hash of its content is checked; see `pipelines.shard_files`.
+"""
+
+import bisect
+import json
+import tempfile
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cil.errors import ConfigError, DataError
+from cil.models import FirstStage, load_first_stage
+from pipelines.records import ClipRecord, Manifest, ShardEntry
+from pipelines.shard_files import MEMBERS, ShardFiles
+from pipelines.shards import (
+    CONDITION_SUFFIX,
+    FIRST_STAGE_NAME,
+    LATENTS_SUFFIX,
+    RECORD_SUFFIX,
+    THUMBNAIL_SUFFIX,
+    load_manifest,
+    tar_name,
+)
+from pipelines.store import Location, open_store
+from pipelines.tensor_views import tensor_views
+
+__all__ = ["LatentClip", "ShardReader", "chosen_bucket"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentClip:
+    """A clip as it is read back; posterior mean and std (F, C, h, w), unscaled."""
+
+    record: ClipRecord
+    mean: Tensor
+    std: Tensor
+    image_embeds: Tensor
+    text_embeds: Tensor | None = None
+
+
+class ShardReader:
+    """Random access to the clips of a bucket, by their number in the manifest's order."""
+
+    def __init__(
+        self,
+        dataset: Location,
+        *,
+        bucket: str | None = None,
+        cache: Path | None = None,
+        files: ShardFiles | None = None,
+        manifest: Manifest | None = None,
+    ) -> None:
+        """Open a data set.
+
+        Args:
+            dataset: folder, URL or store of the data set.
+            bucket: name of the bucket that is read; None takes the only one.
+            cache: folder for what is read from a remote data set; None takes a temporary one.
+            files: shards of the data set, to share with other readers; None opens them anew.
+            manifest: of the data set; None reads it.
+
+        Raises:
+            ConfigError: no such bucket, or several and none was named.
+            DataError: there is no data set, or one of another format.
+        """
+        self._store = open_store(dataset)
+        self._cache = cache or Path(tempfile.gettempdir()) / "cil-cache"
+        self.manifest = manifest or load_manifest(self._store)
+        self.bucket = chosen_bucket(self.manifest, bucket)
+        self._files = files or ShardFiles(self._store, folder=self._cache)
+        self._entries = [e for e in self.manifest.entries() if e.bucket == self.bucket]
+        self._ends = list(accumulate(entry.count for entry in self._entries))
+
+    @property
+    def entries(self) -> list[ShardEntry]:
+        """The shards of the bucket, in order."""
+        return list(self._entries)
+
+    @property
+    def latents_shape(self) -> tuple[int, ...]:
+        """(F, C, h, w) of the latents of a clip."""
+        return tuple(self.manifest.buckets[self.bucket]["latents_shape"])
+
+    def first_stage(self) -> FirstStage:
+        """Return the codec that the latents belong to."""
+        return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return self._ends[-1] if self._ends else 0
+
+    def check_all(self) -> None:
+        """Check every shard: the hash of a local one, that a remote one is there and has its size.
+
+        Raises:
+            ConfigError: the cache is too small for one of the shards.
+            DataError: a shard is missing or damaged.
+        """
+        self._files.check(self._entries)
+
+    def key(self, index: int) -> str:
+        """Read the sample key of a clip from the sidecar of its shard; the shard is not needed."""
+        entry, inside = self._locate(index)
+        return self._files.keys(entry)[inside]
+
+    def clip(self, index: int) -> LatentClip:
+        """Read a clip by its number, 0 <= index < len(self); tensors in float32.
+
+        Raises:
+            DataError: the shard differs from the manifest.
+        """
+        stored = self.stored_clip(index)
+        text = stored.text_embeds
+        return LatentClip(
+            record=stored.record,
+            mean=_own(stored.mean),
+            std=_own(stored.std),
+            image_embeds=_own(stored.image_embeds),
+            text_embeds=None if text is None else _own(text),
+        )
+
+    def stored_clip(self, index: int) -> LatentClip:
+        """Return a clip as it lies in the shard: tensors in the stored types, not to be written to.
+
+        Raises:
+            DataError: the shard differs from the manifest.
+        """
+        entry, inside = self._locate(index)
+        content, places = self._files.content(entry), self._files.members(entry)[inside].tolist()
+        at = dict(zip(MEMBERS, places, strict=True))
+        offset, size = at[RECORD_SUFFIX]
+        try:
+            latents = tensor_views(content, *at[LATENTS_SUFFIX])
+            condition = tensor_views(content, *at[CONDITION_SUFFIX])
+            return LatentClip(
+                record=ClipRecord.from_json(json.loads(content[offset : offset + size])),
+                mean=latents["mean"],
+                std=latents["std"],
+                image_embeds=condition["image_embeds"],
+                text_embeds=condition.get("text_embeds"),
+            )
+        except (KeyError, ValueError, DataError) as error:
+            place = self._store.url(tar_name(entry.name))
+            raise DataError(
+                f"clip {inside} of {place} cannot be read: {error}; it was written by another "
+                "version, encode the videos again"
+            ) from error
+
+    def thumbnail(self, index: int) -> bytes:
+        """Read the conditioning frame of a clip, as WebP."""
+        entry, inside = self._locate(index)
+        place = self._files.members(entry)[inside][MEMBERS.index(THUMBNAIL_SUFFIX)]
+        offset, size = place.tolist()
+        return self._files.content(entry)[offset : offset + size]
+
+    def _locate(self, index: int) -> tuple[ShardEntry, int]:
+        assert 0 <= index < len(self)
+        number = bisect.bisect_right(self._ends, index)
+        entry = self._entries[number]
+        return entry, index - (self._ends[number] - entry.count)
+
+
+def chosen_bucket(manifest: Manifest, asked: str | None) -> str:
+    """Return the bucket that was asked for, or the only one.
+
+    Raises:
+        ConfigError: no such bucket, or several and none was named.
+    """
+    there = sorted(manifest.buckets)
+    if asked in there:
+        return str(asked)
+    if asked is None and len(there) == 1:
+        return there[0]
+    given = f"got {asked}" if asked else "none was named"
+    raise ConfigError(
+        f"train.bucket must be one of the data set's buckets ({', '.join(there)}), {given}"
+    )
+
+
+def _own(view: Tensor) -> Tensor:
+    return view.to(torch.float32, copy=True)

@@ -9,12 +9,10 @@ Little is held in memory: each decoder waits when a few clips of its video are n
 
 import itertools
 import queue
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from cil.errors import CilError
@@ -23,7 +21,7 @@ from pipelines.decode.config import DecodeConfig
 from pipelines.decode.errors import DecodeError
 from pipelines.decode.process import DecoderProcess
 from pipelines.selection.bucket import Bucket
-from pipelines.sources import SourceVideo, local_file
+from pipelines.sources import SourceVideo, local_file, scratch_folder
 
 __all__ = ["DecodeAhead", "PlannedVideo"]
 
@@ -137,8 +135,8 @@ def _work(config: DecodeConfig, todo: "queue.Queue[_Reading | None]") -> None:
 def _decode(decoder: DecoderProcess, reading: _Reading) -> None:
     video = reading.video
     with (
-        tempfile.TemporaryDirectory() as scratch,
-        local_file(video.place, Path(scratch)) as path,
+        scratch_folder() as scratch,
+        local_file(video.place, scratch) as path,
     ):
         clips = decoder.clips(
             path,

@@ -117,7 +117,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     source = understand(config, store, listing, records)
     save_refusals(store, source.refused, source.selection)
     refuse_bad_source(config, store, source)
-    first_stage = ensure_first_stage(config, store, source)
+    first_stage = ensure_first_stage(config, store, source, settings)
     plan = _make_plan(config, store, source, settings, first_stage)
     _encode_missing(config, store, plan, source)
     store.remove_temporaries()  # of workers that died and were replaced

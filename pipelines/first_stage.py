@@ -19,7 +19,8 @@ from cil.errors import CilError, StageError
 from cil.models import FirstStage, load_first_stage
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, content_hash
+from pipelines.dataset_identity import PLAN_NAME
 from pipelines.decode.config import DecodeConfig
 from pipelines.decode_ahead import PlannedVideo
 from pipelines.planning import planned_input
@@ -30,10 +31,13 @@ from pipelines.scan import decoder_of
 from pipelines.selection.bucket import Bucket
 from pipelines.shards import FIRST_STAGE_NAME
 from pipelines.source_state import SourceState, places
-from pipelines.sources import local_file
-from pipelines.store import Store
+from pipelines.sources import local_file, scratch_folder
+from pipelines.store import Store, read_json, write_json
 
 __all__ = ["NoClipsError", "ensure_first_stage", "moments_of_video"]
+
+_FIT_NAME = "fit.json"
+"""What the first stage was made of; written after it."""
 
 
 class NoClipsError(StageError):
@@ -49,13 +53,17 @@ class NoClipsError(StageError):
         )
 
 
-def ensure_first_stage(config: RunConfig, store: Store, source: SourceState) -> FirstStage:
+def ensure_first_stage(
+    config: RunConfig, store: Store, source: SourceState, settings: dict[str, Any]
+) -> FirstStage:
     """Return the data set's first stage; fit it, or copy the configured one, if it has none.
 
     Args:
         config: the run.
         store: where the data set is.
         source: its videos and the chosen clips; the codec is fitted to what will be encoded.
+        settings: what decides the bytes of the data set. A first stage that a killed run has left
+            is used only if it was made of the same settings and videos.
 
     Raises:
         NoClipsError: there is nothing to encode, or nothing could be read again.
@@ -63,15 +71,31 @@ def ensure_first_stage(config: RunConfig, store: Store, source: SourceState) -> 
     """
     if not any(source.selection.kept.values()):
         raise NoClipsError(source.refused, len(source.selection.dropped))
+    fit = content_hash(
+        {
+            "settings": settings,
+            "videos": sorted(sha256 for sha256, clips in source.selection.kept.items() if clips),
+        }
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        if not store.exists(f"{FIRST_STAGE_NAME}/first_stage.json"):
+        if not _is_settled(store, fit):
             made = Path(scratch) / "made"  # the store moves or copies it
             if config.first_stage.path is not None:
                 load_first_stage(config.first_stage.path).save(made)
             else:
                 _fit(config, source).save(made)
             store.put_folder(made, FIRST_STAGE_NAME)
+            write_json(store, _FIT_NAME, {"fit": fit})
         return load_first_stage(store.local_folder(FIRST_STAGE_NAME, Path(scratch) / "cache"))
+
+
+def _is_settled(store: Store, fit: str) -> bool:
+    """Tell whether the data set has its first stage: shards are planned with it, or would be."""
+    if not store.exists(f"{FIRST_STAGE_NAME}/first_stage.json"):
+        return False
+    if store.exists(PLAN_NAME):
+        return True
+    return store.exists(_FIT_NAME) and read_json(store, _FIT_NAME) == {"fit": fit}
 
 
 def _fit(config: RunConfig, source: SourceState) -> PatchPCA:
@@ -107,8 +131,8 @@ def moments_of_video(
             clips = [clip for clip in planned["clips"] if clip["bucket"] == bucket]
             video = PlannedVideo.of({**planned, "clips": clips}, place, Bucket.parse(bucket))
             with (
-                tempfile.TemporaryDirectory() as scratch,
-                local_file(video.place, Path(scratch)) as path,
+                scratch_folder() as scratch,
+                local_file(video.place, scratch) as path,
             ):
                 for clip in decoder_of(decode).clips(
                     path,

@@ -7,12 +7,10 @@ Nothing is written but temporary files.
 
 import hashlib
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +32,7 @@ from pipelines.scan import is_unchanged, known_records, scan_one, scan_settings
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.select import Selection
 from pipelines.source_state import choose, source_options
-from pipelines.sources import Listing, SourceVideo, list_videos, local_file
+from pipelines.sources import Listing, SourceVideo, list_videos, local_file, scratch_folder
 from pipelines.store import open_store
 
 __all__ = ["plan_encoding"]
@@ -135,7 +133,7 @@ def _seconds_per_clip(
     if config.first_stage.path is not None:
         first_stage = first_stage_for_encoding(config.first_stage.path, config.encode)
     spent, count = 0.0, 0
-    with DecoderProcess(config.decode) as decoder, tempfile.TemporaryDirectory() as scratch:
+    with DecoderProcess(config.decode) as decoder, scratch_folder() as scratch:
         for sha256, clips in chosen:
             bucket = Bucket.parse(clips[0].bucket)
             wanted = [
@@ -146,7 +144,7 @@ def _seconds_per_clip(
             ]
             video = videos[sha256]
             assert video.probe is not None
-            with local_file(places[video.name], Path(scratch)) as path:
+            with local_file(places[video.name], scratch) as path:
                 started = time.monotonic()
                 for read in decoder.clips(path, wanted, sha256=sha256):
                     first_stage = first_stage or _fitted(config, read.frames)

@@ -109,13 +109,21 @@ def planned_input(video: VideoRecord, clips: Sequence[CandidateClip]) -> dict[st
 
 def changes(
     plan: Sequence[ShardSpec], records: Sequence[VideoRecord]
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str]]:
     """Find what the data set has and the source has no longer.
 
     Returns:
-        Names of planned videos whose content is gone, and of those that hold another content now.
+        Names of planned videos whose content is gone, of those that hold another content now, and
+        of those that have another caption now.
     """
     there = {record.sha256 for record in records}
     names = {record.name for record in records}
     lost = {item["path"] for spec in plan for item in spec.inputs if item["sha256"] not in there}
-    return sorted(lost - names), sorted(lost & names)
+    captions = {record.sha256: record.caption for record in records}
+    retold = {
+        item["path"]
+        for spec in plan
+        for item in spec.inputs
+        if item["sha256"] in there and captions[item["sha256"]] != item["caption"]
+    }
+    return sorted(lost - names), sorted(lost & names), sorted(retold)

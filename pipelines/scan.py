@@ -8,11 +8,9 @@ set (`inventory.jsonl`), so only new and changed videos are scanned again. Nothi
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from pipelines.progress import stage_progress
 from pipelines.ray_map import map_rows
 from pipelines.records import VideoRecord
 from pipelines.selection.scan import ScanSettings
-from pipelines.sources import SourceVideo, local_file
+from pipelines.sources import SourceVideo, local_file, scratch_folder
 from pipelines.store import Store
 
 __all__ = [
@@ -67,7 +65,7 @@ def known_records(store: Store, config: RunConfig) -> dict[str, VideoRecord]:
     """
     known: dict[str, VideoRecord] = {}
     parts = sorted(name for name in store.list(_PARTS) if name.endswith(".jsonl"))
-    for name in [*parts, INVENTORY_NAME]:
+    for name in [INVENTORY_NAME, *parts]:  # parts are newer
         if store.exists(name):
             known |= {record.name: record for record in _read(store, name, config)}
     return known
@@ -224,7 +222,7 @@ def scan_one(video: SourceVideo, decoder: DecoderProcess, settings: dict[str, An
         refused=None,
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch, local_file(video, Path(scratch)) as path:
+        with scratch_folder() as scratch, local_file(video, scratch) as path:
             scanned = decoder.scan(path, settings)
     except DecodeError as error:
         refused = quarantine_record(video.name, error)

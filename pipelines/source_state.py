@@ -162,12 +162,12 @@ def refuse_bad_source(config: RunConfig, store: Store, source: SourceState) -> N
             + _by_reason([*unreadable, *_refusals(broken)])
             + f"\nevery reason is in {store.url(QUARANTINE_NAME)}"
         )
-    gone, changed = changes(planned(store), source.records)
-    if config.encode.source_changes == "refuse" and (gone or changed):
+    gone, changed, retold = changes(planned(store), source.records)
+    if config.encode.source_changes == "refuse" and (gone or changed or retold):
         raise StageError(
-            f"the source no longer has {_named(gone)} and holds another content for "
-            f"{_named(changed)}, and encode.source_changes is refuse; restore them, or make a new "
-            "data set"
+            f"the source no longer has {_named(gone)}, holds another content for "
+            f"{_named(changed)} and another caption for {_named(retold)}, and "
+            "encode.source_changes is refuse; restore them, or make a new data set"
         )
 
 

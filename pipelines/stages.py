@@ -14,7 +14,7 @@ from pipelines.report import RunReport
 from pipelines.source_state import source_options
 from pipelines.sources import check_source
 from pipelines.storage import check_writable, lock_folder
-from pipelines.store import open_store
+from pipelines.store import LocalStore, open_store
 
 __all__ = ["STAGES", "check_before_start", "run"]
 
@@ -74,9 +74,10 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
     reports = []
     with ExitStack() as session:
         session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
-        place = config.output.dataset
-        if command in ("run", "encode") and place is not None and not is_url(place):
-            session.enter_context(lock_folder(Path(place), "output.dataset"))
+        if command in ("run", "encode") and config.output.dataset is not None:
+            store = open_store(config.output.dataset, setting="output.dataset")
+            if isinstance(store, LocalStore):
+                session.enter_context(lock_folder(Path(store.location), "output.dataset"))
         for number, stage in enumerate(STAGES, 1):
             if command not in ("run", stage):
                 continue

@@ -63,7 +63,7 @@ def _of_clips(config: RunConfig, source: SourceState) -> list[str]:
 
 
 def _of_changes(store: Store, source: SourceState) -> list[str]:
-    gone, changed = changes(planned(store), source.records)
+    gone, changed, retold = changes(planned(store), source.records)
     lines = []
     if gone:
         lines.append(
@@ -74,6 +74,11 @@ def _of_changes(store: Store, source: SourceState) -> list[str]:
         lines.append(
             f"the source has another content now for {_named(changed)}; clips of the old content "
             "stay in the data set beside those of the new one"
+        )
+    if retold:
+        lines.append(
+            f"the source has another caption now for {_named(retold)}; their clips keep the old "
+            "one, make a new data set to use the new one"
         )
     return lines
 

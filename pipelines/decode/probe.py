@@ -6,6 +6,7 @@ which decoder is right for the file, where its key frames are, and how many fram
 
 import itertools
 import statistics
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ Watch = Callable[[Iterator[Any]], Iterator[Any]]
 """Passes an iterator on and may tell others that it goes on."""
 
 _H264_IDR = 5
+
+
+_ODD_TURN = 0.01
+"""Share of the smaller side of a turn that counts as one by an angle between 0 and 90."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,8 @@ class VideoProbe:
     """Whether a key frame is such that frames after it need frames before it."""
     key_times_s: tuple[float, ...]
     """Presentation times of the key frames in seconds, ascending; in AVI, decoding times."""
+    time_base_s: float = 0.0
+    """Unit of the container's clock in seconds; times are rounded to it. 0 if it is not stated."""
 
 
 def probe_video(path: Path, watch: Watch = iter) -> VideoProbe:
@@ -74,6 +81,7 @@ def probe_video(path: Path, watch: Watch = iter) -> VideoProbe:
         codec = stream.codec_context.codec.canonical_name
         pixel_format = stream.codec_context.pix_fmt or "unknown"
         stated_rate = float(stream.average_rate or 0)
+        time_base_s = float(stream.time_base or 0)
     if not packets.num_shown + packets.num_hidden:
         raise probe_refusal("the video stream has no frames", "NoFrames")
     width, height, rotation = _first_frame(path)
@@ -95,6 +103,7 @@ def probe_video(path: Path, watch: Watch = iter) -> VideoProbe:
         has_edit_list=packets.num_hidden > 0,
         has_open_gop=packets.has_open_gop,
         key_times_s=tuple(sorted(packets.key_times_s)),
+        time_base_s=time_base_s,
     )
 
 
@@ -162,9 +171,28 @@ def _first_frame(path: Path) -> tuple[int, int, int]:
         if frame is None:
             raise DataError("no frame could be decoded")
         check_dimensions(frame.height, frame.width)
+        _check_upright(frame)
         quarters = round(frame.rotation / 90)
         size = (frame.height, frame.width) if quarters % 2 else (frame.width, frame.height)
         return *size, 90 * quarters
+
+
+def _check_upright(frame: Any) -> None:
+    """Refuse a picture that is mirrored or turned by an odd angle; no decoder here undoes that.
+
+    Raises:
+        DecodeError: the display matrix is not a turn by a multiple of 90 degrees.
+    """
+    for data in frame.side_data:
+        if data.type.name != "DISPLAYMATRIX":
+            continue
+        a, b, _, c, d, *_ = struct.unpack("<9i", bytes(data))
+        if a * d - b * c <= 0:
+            raise probe_refusal("its display matrix mirrors the picture", "Mirrored")
+        if min(abs(a), abs(b)) > _ODD_TURN * max(abs(a), abs(b)):
+            raise probe_refusal(
+                f"its display matrix turns the picture by {frame.rotation:g} degrees", "OddTurn"
+            )
 
 
 def _duration_s(times_s: tuple[float, ...] | None, num_frames: int, rate: float) -> float:

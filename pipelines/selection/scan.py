@@ -8,6 +8,7 @@ these times begins anew at every shot, so no clip crosses a cut.
 """
 
 import dataclasses
+import functools
 import statistics
 from array import array
 from collections import deque
@@ -28,6 +29,8 @@ from pipelines.selection.windows import WindowCutter
 __all__ = ["ScanSettings", "scan_frames", "settings_from_json"]
 
 _TIME_TOLERANCE_S = 1e-4
+_COARSEST_CLOCK_S = 1e-3
+"""Of the clocks that are allowed for; AVI states frames, not times."""
 _LONGEST_FRAME_S = 60.0
 """How long a frame may stay on screen; one damaged time would repeat it for days."""
 
@@ -88,6 +91,9 @@ def scan_frames(
     """
     buckets = choose(settings.buckets, probe.width, probe.height)
     measure = FrameMeter(buckets[0])
+    # Two times are compared, each rounded to the container's clock, as Matroska's to milliseconds.
+    tolerance_s = max(_TIME_TOLERANCE_S, 1.01 * min(probe.time_base_s, _COARSEST_CLOCK_S))
+    new_shot = functools.partial(_Shot, measure, buckets, settings, tolerance_s=tolerance_s)
     gaps = array("d")
     shots: list[_Shot] = []
     clips: list[CandidateClip] = []
@@ -98,7 +104,7 @@ def scan_frames(
         num_frames += 1
         if current is None:
             zero = frame.time_s
-            shots.append(_Shot(measure, buckets, settings, number=0, start_s=0.0))
+            shots.append(new_shot(number=0, start_s=0.0))
         else:
             _check_gap(current.time_s, frame.time_s)
             gaps.append(frame.time_s - current.time_s)
@@ -106,7 +112,7 @@ def scan_frames(
             clips += shots[-1].show(current, until_s=time_s)
             if starts_shot:
                 clips += shots[-1].finish(time_s)
-                shots.append(_Shot(measure, buckets, settings, number=len(shots), start_s=time_s))
+                shots.append(new_shot(number=len(shots), start_s=time_s))
         current = frame
         del frame
     if current is None:
@@ -158,12 +164,14 @@ class _Shot:
         *,
         number: int,
         start_s: float,
+        tolerance_s: float,
     ) -> None:
         self.start_s = start_s
         self.end_s = start_s
         self._measure = measure
         self._buckets = {bucket.num_frames: bucket for bucket in buckets}
         self._fps = settings.fps
+        self._tolerance_s = tolerance_s
         self._number = number
         self._windows = WindowCutter(list(self._buckets), settings.clip_stride)
         self._wanted: deque[FrameMeasures] = deque()
@@ -179,7 +187,7 @@ class _Shot:
     def show(self, frame: SourceFrame, *, until_s: float) -> list[CandidateClip]:
         """Take ``frame`` for each wanted time before ``until_s``; return the clips it completes."""
         clips = []
-        while self.start_s + self._count / self._fps < until_s - _TIME_TOLERANCE_S:
+        while self.start_s + self._count / self._fps < until_s - self._tolerance_s:
             if self._before is None or self._before.number != frame.number:
                 wanted = self._measure.look(frame, self._before)
             else:

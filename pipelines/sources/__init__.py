@@ -5,7 +5,7 @@ of all that was refused, and the bytes of one video as a local file. Nothing is 
 """
 
 from pipelines.sources.listing import check_source, list_videos
-from pipelines.sources.local_copy import local_file
+from pipelines.sources.local_copy import local_file, scratch_folder
 from pipelines.sources.video import VIDEO_SUFFIXES, Listing, SourceOptions, SourceVideo
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "check_source",
     "list_videos",
     "local_file",
+    "scratch_folder",
 ]

@@ -13,10 +13,24 @@ from cil.errors import DataError
 from pipelines.remote import explain, is_url, object_version, open_url, shown_url
 from pipelines.sources.video import VIDEO_SUFFIXES, SourceVideo
 
-__all__ = ["local_file"]
+__all__ = ["local_file", "scratch_folder"]
 
 _CHUNK_BYTES = 2**24
+_SCRATCH = "cil-videos"
 _OUR_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a temporary folder for copies, and delete those of processes that were killed."""
+    root = Path(tempfile.gettempdir()) / f"{_SCRATCH}-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    for left in root.iterdir():
+        owner = left.name.partition(".")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=f"{os.getpid()}.") as folder:
+        yield Path(folder)
 
 
 @contextmanager

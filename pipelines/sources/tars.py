@@ -26,6 +26,8 @@ TAR_SUFFIX = ".tar"
 _BLOCK_BYTES = 2**16
 _MAX_HEADER_BYTES = 2**16
 _END = bytes(512)
+_AFTER_END = 1 << 16
+"""Bytes after the end that are looked at; the padding of a tar is shorter."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,6 +177,8 @@ def _read_members(file: IO[bytes], num_bytes: int) -> Iterator[_Member]:
         file.seek(tar.offset)
         if file.read(len(_END)) != _END:
             raise tarfile.ReadError("it is cut off or damaged: the mark of its end is missing")
+        if any(file.read(_AFTER_END)):
+            raise tarfile.ReadError("more follows its end, as when tar files are joined by cat")
 
 
 def _kind(info: tarfile.TarInfo) -> str:

@@ -649,7 +649,7 @@ def test_videos_that_are_gone_or_changed_stay_in_the_data_set(same_videos, run_e
     (same_videos.videos / "copy.mp4").unlink()
     noise(same_videos.videos / "a.mp4", 78)
     refusing = changed(same_videos.config, encode={"source_changes": "refuse"})
-    words = "no longer has b.mp4 and holds another content for a.mp4"
+    words = "no longer has b.mp4, holds another content for a.mp4 and another caption for nothing"
     with pytest.raises(StageError, match=words):
         run_encode(refusing)
     assert shards(same_videos.dataset) == before

@@ -106,9 +106,9 @@ def test_a_given_first_stage_is_copied_into_the_data_set(encoded_run, source, em
         encoded_run.config,
         first_stage=dataclasses.replace(encoded_run.config.first_stage, path=str(given)),
     )
-    made = ensure_first_stage(config, empty_store, source)
+    made = ensure_first_stage(config, empty_store, source, {})
     assert made.fingerprint() == load_first_stage(given).fingerprint()
-    assert {name.partition("/")[0] for name in empty_store.list()} == {"first_stage"}
+    assert {name.partition("/")[0] for name in empty_store.list()} == {"first_stage", "fit.json"}
     assert (
         empty_store.read("first_stage/first_stage.json")
         == (given / "first_stage.json").read_bytes()
@@ -117,7 +117,7 @@ def test_a_given_first_stage_is_copied_into_the_data_set(encoded_run, source, em
 
 def test_a_first_stage_that_is_there_is_kept(encoded_run, source, monkeypatch):
     monkeypatch.setattr(first_stage, "map_rows", None)  # nothing may be fitted
-    made = ensure_first_stage(encoded_run.config, open_store(str(encoded_run.dataset)), source)
+    made = ensure_first_stage(encoded_run.config, open_store(str(encoded_run.dataset)), source, {})
     assert made.fingerprint() == load_first_stage(encoded_run.dataset / "first_stage").fingerprint()
 
 
@@ -147,7 +147,7 @@ def test_the_codec_is_fitted_to_the_first_videos_by_hash(
         first_stage=dataclasses.replace(encoded_run.config.first_stage, fit_videos=fit_videos),
     )
     with pytest.raises(NoClipsError):  # nothing could be read again
-        ensure_first_stage(config, empty_store, source)
+        ensure_first_stage(config, empty_store, source, {})
     assert asked == sorted(source.videos)[:fit_videos]
     assert len(asked) == min(fit_videos, 5)
 
@@ -155,7 +155,7 @@ def test_the_codec_is_fitted_to_the_first_videos_by_hash(
 def test_without_a_clip_there_is_nothing_to_fit(encoded_run, source, empty_store):
     nothing = dataclasses.replace(source, selection=Selection())
     with pytest.raises(NoClipsError, match=r"no clip to encode: 3 videos were refused \("):
-        ensure_first_stage(encoded_run.config, empty_store, nothing)
+        ensure_first_stage(encoded_run.config, empty_store, nothing, {})
     assert empty_store.list() == []
 
 
@@ -177,3 +177,19 @@ def test_no_clips_at_all_names_the_first_reasons():
     assert "selection dropped" not in message
     assert "selection dropped 7 clips" in str(NoClipsError(refused, 7))
     assert "see dropped.jsonl" in str(NoClipsError([], 7))
+
+
+def test_what_a_killed_run_left_is_used_only_for_the_same_settings(
+    encoded_run, empty_store, here, source
+):
+    """A kill between the fit and the plan leaves a codec that nothing is planned with."""
+    with here():
+        first = ensure_first_stage(encoded_run.config, empty_store, source, {"channels": 4})
+        again = ensure_first_stage(encoded_run.config, empty_store, source, {"channels": 4})
+        other = dataclasses.replace(
+            encoded_run.config,
+            first_stage=dataclasses.replace(encoded_run.config.first_stage, latent_channels=3),
+        )
+        changed = ensure_first_stage(other, empty_store, source, {"channels": 3})
+    assert again.fingerprint() == first.fingerprint()
+    assert (first.latent_channels, changed.latent_channels) == (4, 3)

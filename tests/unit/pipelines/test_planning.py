@@ -190,12 +190,12 @@ def test_what_is_gone_is_told_from_what_changed():
     records = {sha: video(sha, name=f"{name}.mp4") for name, sha in shas.items()}
     kept = {sha: [clip("32x32x4", 0), clip("32x32x8", 1)] for sha in records}
     plan = extend_plan([], records, kept, videos_per_shard=2)
-    assert changes(plan, list(records.values())) == ([], [])
+    assert changes(plan, list(records.values())) == ([], [], [])
     now = [
         video("e" * 64, name="a.mp4"),  # another content
         video("b" * 64, name="renamed.mp4"),
         video("c" * 64, name="c.mp4", caption="new"),
         video("f" * 64, name="new.mp4"),
     ]
-    assert changes(plan, now) == (["d.mp4"], ["a.mp4"])
-    assert changes([], now) == ([], [])
+    assert changes(plan, now) == (["d.mp4"], ["a.mp4"], ["c.mp4"])
+    assert changes([], now) == ([], [], [])

@@ -261,3 +261,25 @@ def test_a_whole_local_file_is_not_copied(tmp_path, scratch):
     with local_file(listed(tmp_path).videos[0], scratch) as path:
         assert path == tmp_path / "a.mp4"
     assert path.exists()
+
+
+def test_tars_that_were_joined_are_refused_and_not_read_in_part(tmp_path):
+    import io
+    import tarfile
+
+    from cil.errors import ConfigError
+    from pipelines.sources import SourceOptions, list_videos
+
+    def one(name):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            tar.addfile(info, io.BytesIO(b"video"))
+        return buffer.getvalue()
+
+    (tmp_path / "whole.tar").write_bytes(one("a.mp4"))
+    assert len(list_videos(str(tmp_path / "whole.tar"), options=SourceOptions()).videos) == 1
+    (tmp_path / "joined.tar").write_bytes(one("a.mp4") + one("b.mp4"))
+    with pytest.raises(ConfigError, match="more follows its end"):
+        list_videos(str(tmp_path / "joined.tar"), options=SourceOptions())

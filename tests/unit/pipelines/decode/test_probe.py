@@ -2,6 +2,7 @@
 
 import random
 import socket
+import struct
 
 import numpy as np
 import pytest
@@ -202,3 +203,21 @@ def test_a_codec_that_nothing_decodes_is_refused(drawn, tmp_path):
     error = refusal(path)
     assert str(error) == "the codec of the video stream is unknown"
     assert (error.stage, error.exception) == ("probe", "UnknownCodec")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "exception"),
+    [((-1, 0, 0, 1), "Mirrored"), ((0, 1, 1, 0), "Mirrored"), ((0.7, 0.7, -0.7, 0.7), "OddTurn")],
+)
+def test_pictures_that_no_decoder_turns_upright_are_refused(drawn, tmp_path, matrix, exception):
+    """The display matrix in the track header of an MP4, in 16.16 fixed point."""
+    path = drawn.write(tmp_path / "turned.mp4", num_frames=4)
+    content = path.read_bytes()
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = content.index(upright, content.index(b"tkhd"))
+    a, b, c, d = (round(value * (1 << 16)) for value in matrix)
+    turned = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:place] + turned + content[place + 36 :])
+    with pytest.raises(DecodeError) as caught:
+        probe_video(path)
+    assert caught.value.exception == exception

@@ -41,7 +41,7 @@ class Videos:
     def probe(pictures, *, fps=8.0):
         """What the container of such a video says, as far as a scan reads it."""
         height, width = pictures[0].shape[:2]
-        return types.SimpleNamespace(width=width, height=height, average_fps=fps)
+        return types.SimpleNamespace(width=width, height=height, average_fps=fps, time_base_s=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,7 @@ def test_a_frame_that_stays_for_minutes_is_refused(videos):
 
 
 def test_no_frames_are_refused(videos):
-    probe = types.SimpleNamespace(width=4, height=4, average_fps=8.0)
+    probe = types.SimpleNamespace(width=4, height=4, average_fps=8.0, time_base_s=0.0)
     settings = ScanSettings(buckets=(Bucket.parse(BUCKET),), fps=8.0)
     with pytest.raises(DataError, match="no frame"):
         scan_frames(iter(()), probe, settings)
@@ -257,7 +257,7 @@ def test_every_wanted_frame_is_in_a_clip_or_left_over(runs, lengths, stride, fps
         for number, shot in enumerate(shot_of)
     ]
     buckets = tuple(Bucket(height=8, width=12, num_frames=length) for length in lengths)
-    probe = types.SimpleNamespace(width=12, height=8, average_fps=source_fps)
+    probe = types.SimpleNamespace(width=12, height=8, average_fps=source_fps, time_base_s=0.0)
     found = scan_frames(
         iter(frames), probe, ScanSettings(buckets=buckets, fps=fps, clip_stride=stride)
     )
@@ -282,3 +282,19 @@ def test_every_wanted_frame_is_in_a_clip_or_left_over(runs, lengths, stride, fps
     times = [clip.start_s for clip in found.clips]
     assert times == sorted(times)
     assert (found.reason is None) == bool(found.clips)
+
+
+@pytest.mark.parametrize("rate", [24, 30, 60])
+def test_times_in_milliseconds_do_not_repeat_or_skip_frames(videos, rate):
+    """Matroska rounds times to milliseconds; at the source's own rate every frame is shown once."""
+    frames = [
+        SourceFrame(number=number, time_s=round(number / rate, 3), pixels=pixels)
+        for number, pixels in enumerate(videos.pan(48))
+    ]
+    probe = types.SimpleNamespace(width=160, height=96, average_fps=rate, time_base_s=1e-3)
+    settings = ScanSettings(
+        buckets=(Bucket.parse("32x32x8"),), fps=float(rate), shot_threshold=None
+    )
+    scan = scan_frames(iter(frames), probe, settings)
+    shown = [number for clip in scan.clips for number in clip.frames]
+    assert shown == list(range(48))

@@ -6,7 +6,15 @@ No value on a device is looked at, because the host would have to wait for it.
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATS", "INT32", "check_device", "check_floats", "check_layout", "check_small", "require"]
+__all__ = [
+    "FLOATS",
+    "INT32",
+    "check_device",
+    "check_floats",
+    "check_layout",
+    "check_small",
+    "require",
+]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INT32 = 2**31

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 import kernels.ops  # noqa: F401  registers the operators
-from kernels.checks import FLOATS, INT32, check_device, check_floats, check_layout, check_small, require
+from kernels.checks import (
+    FLOATS,
+    INT32,
+    check_device,
+    check_floats,
+    check_layout,
+    check_small,
+    require,
+)
 from kernels.rng_torch import COND_NOISE, TOKEN_NOISE
 
 __all__ = [

@@ -137,8 +137,8 @@ def training_input(
         key: (2,) int64 seed and step, see `make_key`.
         sample_ids: (B,) int64 global ids of the clips, in [0, 2**32); not checked, see below:
             of others the lower 32 bits count.
-        scales: (B, 5) float32 rows of the linear maps, which get no gradient: VP, EDM and flow matching, and every
-            parameterisation, are one such row each. The last is mostly 1.
+        scales: (B, 5) float32 rows of the linear maps, which get no gradient: VP, EDM and flow
+            matching, and every parameterisation, are one such row each. The last is mostly 1.
         level: (B,) float32 sigma_cond; with a ``law``, the mean of its logit, mu(t).
         law: draw sigma_cond inside the kernel.
         noise: how noise meets the condition.
@@ -335,7 +335,8 @@ def update_moments(moments: Moments, latents: Tensor, std: Tensor | None = None)
         std: the same shape: posterior standard deviations, whose mean square joins the variance.
 
     Returns:
-        New moments, without a gradient. Not finite values stay visible in them; nothing is checked on the device.
+        New moments, without a gradient. Not finite values stay visible in them; nothing is
+        checked on the device.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.

@@ -7,7 +7,7 @@ compiler: a clip's loss has the same bits whatever the batch around it, strides 
 its tensors, and the day.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201, PLR0917
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0917
 
 import torch
 import triton

@@ -8,8 +8,9 @@
 | ``square_error_and_grad`` | the same with its gradient, in one pass over memory |
 | ``update_moments`` | count, mean and m2 with more clips |
 
-The results of the last two, and of ``square_error_grad``, have no gradient, on any device: a loss of
-``square_error_and_grad`` cannot be differentiated. Nor do ``scales``, levels and weights get one.
+The results of the last two, and of ``square_error_grad``, have no gradient, on any device: a loss
+of ``square_error_and_grad`` cannot be differentiated. Nor do ``scales``, levels and weights get
+one.
 Each has a fake implementation, so that torch.compile traces through it without a break. Call them
 through `kernels.fused`, which checks its arguments. Importing this module does not import Triton:
 the first call on a GPU does. `Library` registers them rather than ``custom_op``, whose call costs

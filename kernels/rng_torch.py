@@ -38,8 +38,8 @@ def bits(count: int, *, key: Tensor, sample_ids: Tensor, stream: int) -> Tensor:
         count: words for each sample, a multiple of 4, at most 2**34.
         key: (2,) int64, the seed (negative numbers mean their two's complement) and the step in
             [0, 2**32).
-        sample_ids: (B,) int64 global ids on the device of ``key``; the lower 32 bits count, as in the
-            kernels.
+        sample_ids: (B,) int64 global ids on the device of ``key``; the lower 32 bits count, as
+            in the kernels.
         stream: what the words are for, see ``cil.rng.Stream``.
 
     Returns:

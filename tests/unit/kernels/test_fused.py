@@ -77,8 +77,16 @@ def test_corrupting_refuses_a_stream_that_is_none(stream):
         fused.corrupt(torch.zeros(2, 3), **numbers, sigma_cond=torch.ones(2), stream=stream)
 
 
-@pytest.mark.parametrize("bad", [{"beta_m": float("nan")}, {"beta_m": -1.0}, {"beta_m": 0.0},
-                                 {"beta_m": float("inf")}, {"beta_m": 1.0, "scale": 0.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"beta_m": float("nan")},
+        {"beta_m": -1.0},
+        {"beta_m": 0.0},
+        {"beta_m": float("inf")},
+        {"beta_m": 1.0, "scale": 0.0},
+    ],
+)
 def test_a_law_without_a_distribution_is_refused(bad):
     with pytest.raises(ValueError, match="must be > 0 and finite"):
         LogitNormal(**bad)

@@ -27,7 +27,10 @@ def hardware() -> dict[str, Any]:
     gpu = "none"
     if Path("/dev/nvidia0").exists():
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:
+            gpu = "unknown: no nvidia-smi"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": processor,

@@ -6,7 +6,15 @@ No value on a device is looked at, because the host would have to wait for it.
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATS", "INT32", "check_device", "check_floats", "check_small", "require"]
+__all__ = [
+    "FLOATS",
+    "INT32",
+    "check_device",
+    "check_floats",
+    "check_layout",
+    "check_small",
+    "require",
+]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INT32 = 2**31
@@ -45,6 +53,11 @@ def check_floats(name: str, tensor: Tensor, ndim: int) -> None:
         f"one clip of {name} must span fewer than 2**31 elements in memory, got {span + 1}; "
         "make it contiguous, or use fewer frames",
     )
+
+
+def check_layout(layout: str) -> None:
+    """Refuse an unknown order of dimensions."""
+    require(layout in ("bfchw", "bcfhw"), f"layout must be bfchw or bcfhw, got {layout!r}")
 
 
 def check_small(

@@ -8,6 +8,7 @@
 to ``key[1]`` in place between steps, or inside a captured CUDA graph, gives fresh noise.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,15 @@ import torch
 from torch import Tensor
 
 import kernels.ops  # noqa: F401  registers the operators
-from kernels.checks import FLOATS, INT32, check_device, check_floats, check_small, require
+from kernels.checks import (
+    FLOATS,
+    INT32,
+    check_device,
+    check_floats,
+    check_layout,
+    check_small,
+    require,
+)
 from kernels.rng_torch import COND_NOISE, TOKEN_NOISE
 
 __all__ = [
@@ -51,6 +60,10 @@ class LogitNormal:
     """Largest sigma_cond, > 0."""
     scale: float = 1.0
     """Standard deviation of the logit, > 0."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("beta_m", self.beta_m), ("scale", self.scale)):
+            require(0.0 < value < math.inf, f"{name} must be > 0 and finite, got {value}")
 
 
 class TrainingInput(NamedTuple):
@@ -122,9 +135,10 @@ def training_input(
             or float16, any strides.
         cond: the same with F or 1 frames, any of these dtypes: conditioning latents.
         key: (2,) int64 seed and step, see `make_key`.
-        sample_ids: (B,) int64 global ids of the clips, in [0, 2**32); not checked, see below.
-        scales: (B, 5) float32 rows of the linear maps: VP, EDM and flow matching, and every
-            parameterisation, are one such row each. The last is mostly 1.
+        sample_ids: (B,) int64 global ids of the clips, in [0, 2**32); not checked, see below:
+            of others the lower 32 bits count.
+        scales: (B, 5) float32 rows of the linear maps, which get no gradient: VP, EDM and flow
+            matching, and every parameterisation, are one such row each. The last is mostly 1.
         level: (B,) float32 sigma_cond; with a ``law``, the mean of its logit, mu(t).
         law: draw sigma_cond inside the kernel.
         noise: how noise meets the condition.
@@ -143,7 +157,7 @@ def training_input(
     """
     check_floats("clean", clean, 5)
     check_floats("cond", cond, 5)
-    require(layout in ("bfchw", "bcfhw"), f"layout must be bfchw or bcfhw, got {layout!r}")
+    check_layout(layout)
     channels_first = layout == "bcfhw"
     if channels_first:
         clean, cond = clean.transpose(1, 2), cond.transpose(1, 2)
@@ -211,6 +225,7 @@ def corrupt(
     Raises:
         ValueError: shapes, dtypes, devices or sizes do not fit.
     """
+    require(0 <= stream < 2**31, f"stream must be in [0, 2**31), got {stream=}")
     require(values.ndim >= 1, "values must have a batch dimension, got a single number")
     check_floats("values", values, values.ndim)
     require(
@@ -238,6 +253,7 @@ def corrupt(
 def _checked_errors(
     prediction: Tensor, target: Tensor, weight: Tensor | None, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_layout(layout)
     check_floats("prediction", prediction, 5)
     check_floats("target", target, 5)
     require(
@@ -288,7 +304,7 @@ def square_error_and_grad(
     """Return `square_error` and its gradient by the prediction, in one pass over memory.
 
     For those who call ``prediction.backward(gradient)`` themselves. Weights of 1 / B make it the
-    gradient of the mean.
+    gradient of the mean. Neither result has a gradient of its own.
 
     Returns:
         (B,) float32 losses, and the gradient with the shape and dtype of ``prediction``.
@@ -319,7 +335,8 @@ def update_moments(moments: Moments, latents: Tensor, std: Tensor | None = None)
         std: the same shape: posterior standard deviations, whose mean square joins the variance.
 
     Returns:
-        New moments. Not finite values stay visible in them; nothing is checked on the device.
+        New moments, without a gradient. Not finite values stay visible in them; nothing is
+        checked on the device.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -331,6 +348,7 @@ def update_moments(moments: Moments, latents: Tensor, std: Tensor | None = None)
         f"latents must have the shape (N, *{tuple(mean.shape)}) of the moments, "
         f"got {tuple(latents.shape)}",
     )
+    require(count.ndim == 0, f"count must be one number, got the shape {tuple(count.shape)}")
     require(mean.numel() < INT32 - 1024, "one clip must have fewer than 2**31 elements")
     for name, tensor, dtype in (
         ("count", count, torch.int64),

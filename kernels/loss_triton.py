@@ -2,11 +2,12 @@
 
 `square_error_kernel` reads prediction and target once and writes the sum of squares of each run of
 BLOCK positions, the gradient, or both. `finish_kernel` adds the sums of one clip. No atomics, one
-fixed BLOCK and one fixed order of summation, frame-major: a clip's loss has the same bits whatever
-the batch around it, the layout in memory, and the day.
+fixed BLOCK and one fixed tree of additions, frame-major, which is written here and not left to the
+compiler: a clip's loss has the same bits whatever the batch around it, strides and alignment of
+its tensors, and the day.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201, PLR0917
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0917
 
 import torch
 import triton
@@ -19,6 +20,23 @@ __all__ = ["finish_kernel", "square_error", "square_error_kernel"]
 
 BLOCK = 1024
 """Part of the result: another value changes the last bits of a loss."""
+
+
+@triton.jit
+def tree_sum(x, NEIGHBOURS: tl.constexpr):
+    """Add up to 1024 numbers in pairs that are written here: `tl.sum` would follow the layout.
+
+    NEIGHBOURS: pair neighbours, which one thread holds if it loads 128 bits; else the two halves,
+    of which one thread holds both numbers if it loads 32 bits.
+    """
+    for _ in tl.static_range(10):
+        if x.shape[0] > 1:
+            if NEIGHBOURS:
+                left, right = tl.split(tl.reshape(x, (x.shape[0] // 2, 2)))
+            else:
+                left, right = tl.split(tl.permute(tl.reshape(x, (2, x.shape[0] // 2)), (1, 0)))
+            x = left + right
+    return tl.max(x, axis=0)  # of one number: makes it a scalar
 
 
 @triton.jit
@@ -73,7 +91,7 @@ def square_error_kernel(
     target = tl.load(target_at + target_s, mask=inside, other=0.0).to(tl.float32)
     error = prediction - target
     if LOSS:
-        tl.store(sums_ptr + b * tl.num_programs(0) + place, tl.sum(error * error, axis=0))
+        tl.store(sums_ptr + b * tl.num_programs(0) + place, tree_sum(error * error, True))
     if GRAD:
         factor = tl.load(weight_ptr + b) * two_over_count
         if UPSTREAM:
@@ -99,7 +117,7 @@ def finish_kernel(
     for i in range(TRIPS):
         at = i * BLOCK + place
         total += tl.load(sums_ptr + b * num_sums + at, mask=at < num_sums, other=0.0)
-    loss = tl.sum(total, axis=0) * one_over_count * tl.load(weight_ptr + b)
+    loss = tree_sum(total, False) * one_over_count * tl.load(weight_ptr + b)
     tl.store(loss_ptr + b, loss)
 
 

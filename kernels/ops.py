@@ -8,6 +8,9 @@
 | ``square_error_and_grad`` | the same with its gradient, in one pass over memory |
 | ``update_moments`` | count, mean and m2 with more clips |
 
+The results of the last two, and of ``square_error_grad``, have no gradient, on any device: a loss
+of ``square_error_and_grad`` cannot be differentiated. Nor do ``scales``, levels and weights get
+one.
 Each has a fake implementation, so that torch.compile traces through it without a break. Call them
 through `kernels.fused`, which checks its arguments. Importing this module does not import Triton:
 the first call on a GPU does. `Library` registers them rather than ``custom_op``, whose call costs
@@ -298,10 +301,28 @@ def _square_error_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     return slope, None, None
 
 
+def _save_nothing(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+    ctx.set_materialize_grads(False)
+
+
+def _no_backward(name: str, inputs: int) -> Any:
+    """Return a backward pass without gradients, which autograd never reaches."""
+
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        return (None,) * inputs
+
+    backward.__name__ = f"_{name}_backward"
+    return backward
+
+
 for _name, _backward, _save in (
     ("training_input", _training_input_backward, _save_training_input),
     ("corrupt", _corrupt_backward, _save_corrupt),
     ("square_error", _square_error_backward, _save_square_error),
+    ("square_error_and_grad", _no_backward("square_error_and_grad", 3), _save_nothing),
+    ("square_error_grad", _no_backward("square_error_grad", 4), _save_nothing),
+    ("update_moments", _no_backward("update_moments", 5), _save_nothing),
 ):
     torch.library.register_autograd(
         f"{NAMESPACE}::{_name}", _backward, setup_context=_save, lib=_LIBRARY

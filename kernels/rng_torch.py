@@ -38,7 +38,8 @@ def bits(count: int, *, key: Tensor, sample_ids: Tensor, stream: int) -> Tensor:
         count: words for each sample, a multiple of 4, at most 2**34.
         key: (2,) int64, the seed (negative numbers mean their two's complement) and the step in
             [0, 2**32).
-        sample_ids: (B,) int64 global ids in [0, 2**32), on the device of ``key``.
+        sample_ids: (B,) int64 global ids on the device of ``key``; the lower 32 bits count, as
+            in the kernels.
         stream: what the words are for, see ``cil.rng.Stream``.
 
     Returns:
@@ -48,7 +49,7 @@ def bits(count: int, *, key: Tensor, sample_ids: Tensor, stream: int) -> Tensor:
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     shape = (sample_ids.shape[0], count // 4)
     c0 = torch.arange(count // 4, device=key.device).expand(shape)
-    c1 = sample_ids[:, None].expand(shape)
+    c1 = (sample_ids & _LOW)[:, None].expand(shape)
     c2 = torch.full((), stream, dtype=torch.int64, device=key.device).expand(shape)
     c3 = (step & _LOW).expand(shape)
     for _ in range(10):

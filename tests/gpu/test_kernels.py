@@ -368,6 +368,39 @@ def test_loss_and_gradient(shape, dtype, device):
     assert torch.equal(alone[0], both[0][-1:])
 
 
+@pytest.mark.parametrize("dtype", HALF_ULP)
+@pytest.mark.parametrize("shape", [(2, 16, 4, 40, 64), (3, 3, 2, 5, 7)])
+def test_no_bit_of_a_loss_depends_on_strides_or_alignment(shape, dtype, device):
+    """Loads of 128 bits, of one element and of every fourth give other layouts in registers."""
+    generator = torch.Generator().manual_seed(9)
+    prediction, target = (
+        torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2)
+    )
+    weight = torch.rand(shape[0], generator=generator).to(device) + 0.5
+    base = fused.square_error_and_grad(prediction, target, weight)
+
+    def channels_last(x):
+        return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+    def offset_by_one(x):
+        return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+
+    def holes(x):
+        wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), torch.nan)
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+
+    for change in (channels_last, offset_by_one, holes):
+        for given in (
+            (change(prediction), target),
+            (prediction, change(target)),
+            (change(prediction), change(target)),
+        ):
+            again = fused.square_error_and_grad(*given, weight)
+            assert all(map(torch.equal, again, base)), change.__name__
+            assert torch.equal(fused.square_error(*given, weight), base[0]), change.__name__
+
+
 @pytest.mark.parametrize("with_std", [False, True])
 def test_moments_are_those_of_the_host(with_std, device):
     shape = (4, 4, 20, 33)

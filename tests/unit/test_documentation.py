@@ -81,6 +81,28 @@ def test_links_lead_somewhere(page):
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
+def headless_tables(text: str) -> list[str]:
+    """Return the rules (|---|---|) without a header of as many cells right above."""
+    lines = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).splitlines()
+    return [
+        line
+        for above, line in zip(["", *lines], lines, strict=False)
+        if re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", line.strip())
+        and not (above.startswith("|") and above.count("|") == line.count("|"))
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tables_have_headers(page):
+    assert headless_tables(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_table_without_a_header_is_found():
+    assert headless_tables("text\n\n|---|---|\n| 1 | 2 |\n") == ["|---|---|"]
+    assert headless_tables("| a |\n|---|---|\n| 1 | 2 |\n") == ["|---|---|"]
+    assert headless_tables("| a | b |\n|---|---|\n| 1 | 2 |\n") == []
+
+
 def test_the_method_snippet_of_readme_runs():
     (code,) = [code for page, code in blocks("python") if page == "README.md" and "cil" in code]
     done = subprocess.run(

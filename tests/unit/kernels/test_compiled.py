@@ -7,6 +7,7 @@ compiler or of a kernel that costs registers, spills, width or instructions has 
 import dataclasses
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -26,12 +27,12 @@ BOUNDS = {
     ("input, shared, fp32", "sm_90"): (52, 51),
     ("input, per_frame, fp32", "sm_90"): (60, 87),
     ("corrupt, bf16", "sm_90"): (34, 37),
-    ("square error and gradient, bf16", "sm_90"): (32, 34),
+    ("square error and gradient, bf16", "sm_90"): (34, 51),
     ("moments, fp32", "sm_90"): (52, 24),
     ("input, shared, bf16", "gfx942"): (60, 60),
     ("input, per_frame, bf16", "gfx942"): (78, 108),
     ("input, shared, fp32", "gfx942"): (56, 53),
-    ("square error and gradient, bf16", "gfx942"): (24, 40),
+    ("square error and gradient, bf16", "gfx942"): (140, 63),
 }
 
 
@@ -64,6 +65,24 @@ def test_machine_code_stays_within_its_bounds(name, target, code):
     assert 0 < variant.per_element(found) <= per_element
     if "square" not in name:  # the one that adds over threads
         assert (found.shared, found.barriers) == (0, 0)
+
+
+def variant_of(name, target, code):
+    return next(variant for variant in code.variants(target) if variant.name == name)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("name", ["square error and gradient, bf16", "finish"])
+def test_a_loss_is_added_by_an_order_that_no_register_layout_changes(name, target, code):
+    """`tl.sum` follows the layout, and that follows how wide loads can be; only max may reduce."""
+    variant = variant_of(name, target, code)
+    ttir = code.compile_variant(variant, target).asm["ttir"]
+    assert ttir.count("tt.split") == 10  # 1024 numbers
+    (reduction,) = re.findall(r"\"tt\.reduce\".*?\}\)", ttir, re.DOTALL)
+    assert "arith.maxnumf" in reduction
+    assert "addf" not in reduction
+    found = code.inspect(variant, target)
+    assert (found.spills, found.stack) == (0, 0)
 
 
 def test_the_bounds_see_a_worse_kernel(code):

@@ -50,9 +50,55 @@ def test_opcheck_of_the_others():
     plain = (prediction.detach(), target, g["level"])
     opcheck(OPS.square_error_and_grad.default, plain)
     opcheck(OPS.square_error_grad.default, (*plain, g["level"]))
+    opcheck(OPS.square_error_and_grad.default, (prediction, target, g["level"]))
+    opcheck(OPS.square_error_grad.default, (prediction, target, g["level"], g["level"]))
     m = fused.no_moments((3, 2, 4, 6))
     opcheck(OPS.update_moments.default, (m.count, m.mean, m.m2, target, None))
     opcheck(OPS.update_moments.default, (m.count, m.mean, m.m2, target, target.abs()))
+    opcheck(OPS.update_moments.default, (m.count, m.mean, m.m2, prediction, None))
+
+
+def test_what_has_no_gradient_on_a_gpu_has_none_here():
+    g = given()
+    leaf = g["clean"].clone().requires_grad_()
+    weight = g["level"].clone().requires_grad_()
+    both = fused.square_error_and_grad(leaf, g["clean"], weight)
+    slope = OPS.square_error_grad(leaf, g["clean"], weight, weight)
+    moments = fused.update_moments(fused.no_moments((3, 2, 4, 6)), leaf)
+    for result in (*both, slope, moments.count, moments.mean, moments.m2):
+        assert not result.requires_grad
+    assert fused.square_error(leaf, g["clean"], weight).requires_grad
+
+
+@pytest.mark.parametrize("stream", [-1, 2**31])
+def test_corrupting_refuses_a_stream_that_is_none(stream):
+    numbers = {"key": fused.make_key(1, 2), "sample_ids": torch.arange(2)}
+    with pytest.raises(ValueError, match="stream must be in"):
+        fused.corrupt(torch.zeros(2, 3), **numbers, sigma_cond=torch.ones(2), stream=stream)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"beta_m": float("nan")},
+        {"beta_m": -1.0},
+        {"beta_m": 0.0},
+        {"beta_m": float("inf")},
+        {"beta_m": 1.0, "scale": 0.0},
+    ],
+)
+def test_a_law_without_a_distribution_is_refused(bad):
+    with pytest.raises(ValueError, match="must be > 0 and finite"):
+        LogitNormal(**bad)
+
+
+def test_the_lower_32_bits_of_a_sample_id_count():
+    """As in the kernel, which casts to uint32."""
+
+    def words(ids):
+        return rng_torch.bits(8, key=fused.make_key(1, 2), sample_ids=torch.tensor(ids), stream=0)
+
+    assert torch.equal(words([2**32 + 3, -1]), words([3, 2**32 - 1]))
 
 
 @pytest.mark.parametrize("layout", ["bfchw", "bcfhw"])
@@ -245,6 +291,13 @@ def test_other_refusals():
         fused.square_error(x, x, torch.ones(3))
     with pytest.raises(ValueError, match="latents must have the shape"):
         fused.update_moments(fused.no_moments((3, 2, 4, 5)), x)
+    for function in (fused.square_error, fused.square_error_and_grad):
+        with pytest.raises(ValueError, match="layout must be bfchw or bcfhw, got 'typo'"):
+            function(x, x, layout="typo")
+    none = fused.no_moments((3, 2, 4, 6))
+    many = fused.Moments(count=none.count.expand(2), mean=none.mean, m2=none.m2)
+    with pytest.raises(ValueError, match="count must be one number"):
+        fused.update_moments(many, x)
     with pytest.raises(ValueError, match="std must have the shape"):
         fused.update_moments(fused.no_moments((3, 2, 4, 6)), x, x[:1])
     for seed, step in ((2**64, 0), (-(2**63) - 1, 0), (0, 2**32), (0, -1)):

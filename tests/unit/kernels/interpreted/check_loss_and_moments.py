@@ -62,6 +62,28 @@ def test_no_bit_of_a_loss_depends_on_layout_strides_or_the_clips_beside_it():
     assert torch.equal(alone[1], slope[1:2])
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_the_sum_of_a_block_is_the_tree_of_its_neighbours():
+    """In numpy, from the definition; numbers of which another order makes another sum."""
+    shape = (1, 1, 1, 32, 32)
+    prediction, target, _ = pair(shape, seed=8)
+    tree = (prediction - target).square().flatten().numpy()
+    while tree.size > 1:
+        tree = tree[::2] + tree[1::2]
+    got, _ = loss_triton.square_error(prediction, target, torch.ones(1), loss=True, grad=False)
+    assert got.numpy() == tree / 1024
+    squares = (prediction - target).square().flatten()
+    halves = squares.numpy()
+    while halves.size > 1:
+        halves = halves[: halves.size // 2] + halves[halves.size // 2 :]
+    assert halves != tree
+    for bad in (torch.nan, torch.inf):
+        prediction[0, 0, 0, 9, 9] = bad
+        got, _ = loss_triton.square_error(prediction, target, torch.ones(1), loss=True, grad=False)
+        assert torch.equal(got.isnan(), torch.tensor([bad]).isnan())
+        assert not got.isfinite().any()
+
+
 def test_a_loss_of_many_runs_adds_all_of_them(monkeypatch):
     """More partial sums than one pass of the second kernel takes."""
     monkeypatch.setattr(loss_triton, "BLOCK", 8)

@@ -82,8 +82,8 @@ def run(config: RunConfig) -> RunReport:
     done = folder / "report.json"
     if done.exists() and read_json(done)["inputs"]["identity"] == identity:
         report = RunReport.load(done)
-        written = Path(report.outputs["video"]).exists() and Path(report.outputs["gif"]).exists()
-        if written:
+        # not the report's paths: they are relative to where that command was run
+        if all((folder / name).exists() for name in ("sample.mp4", "sample.gif")):
             return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     image = conditioning_image(open_dataset(config), 0)

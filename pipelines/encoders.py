@@ -10,7 +10,8 @@ from torch import Tensor
 from cil.models import FirstStage, load_first_stage
 from cil.models.condition_encoders import ImageEncoder, TextEncoder
 from cil.models.first_stage import FirstStageOptions, takes_no_options
-from pipelines.config import ConditionConfig, EncodeConfig, RunConfig
+from pipelines.config import RunConfig
+from pipelines.settings import ConditionConfig, EncodeConfig
 
 __all__ = ["ConditionEncoders", "compute_device", "condition_identity", "first_stage_for_encoding"]
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cil.errors import StageError
-from pipelines.config import ClusterConfig, environment
+from pipelines.config import environment
+from pipelines.settings import ClusterConfig
 
 __all__ = ["check_resources", "ray_session", "root_cause"]
 

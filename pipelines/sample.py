@@ -17,12 +17,13 @@ from cil.generate import fit_image, generate
 from cil.models import load
 from cil.models.storage import read_json as read_object
 from pipelines import tracking
-from pipelines.config import OutputConfig, RunConfig, TrackingConfig, config_to_yaml, content_hash
+from pipelines.config import RunConfig, config_to_yaml, content_hash
 from pipelines.dataset import open_dataset
 from pipelines.estimate import STATISTICS_FILE
 from pipelines.progress import console, stage_progress
 from pipelines.register import REGISTER_FOLDER, conditioning_image
 from pipelines.report import RunReport, Stopwatch
+from pipelines.settings import OutputConfig, TrackingConfig
 from pipelines.storage import check_writable, read_json, write_atomic
 from pipelines.video_io import read_image, side_by_side, write_gif, write_mp4
 

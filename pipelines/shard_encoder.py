@@ -22,7 +22,7 @@ import torch
 from cil import rng
 from cil.models import Posterior
 from cil.rng import Stream
-from pipelines.config import ConditionConfig, EncodeConfig, content_hash
+from pipelines.config import content_hash
 from pipelines.decode.clips import ReadClip
 from pipelines.decode.config import DecodeConfig
 from pipelines.decode.errors import DecodeError, quarantine_record
@@ -32,6 +32,7 @@ from pipelines.records import ClipRecord, QuarantineRecord, ShardSpec
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.candidates import CandidateClip
 from pipelines.selection.micro_conditioning import fps_id, motion_bucket_id
+from pipelines.settings import ConditionConfig, EncodeConfig
 from pipelines.shards import FIRST_STAGE_NAME, EncodedClip, write_shard
 from pipelines.store import open_store
 

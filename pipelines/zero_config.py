@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from pipelines.config import TrainConfig
+from pipelines.settings import TrainConfig
 
 __all__ = ["deepspeed_config", "learning_rate", "micro_batch_size"]
 

@@ -8,7 +8,6 @@ import yaml
 from cil.errors import ConfigError
 from pipelines.config import (
     RunConfig,
-    TrackingConfig,
     config_to_yaml,
     content_hash,
     environment,
@@ -16,6 +15,7 @@ from pipelines.config import (
     redact_uri,
     validate_config,
 )
+from pipelines.settings import TrackingConfig
 
 
 @pytest.fixture

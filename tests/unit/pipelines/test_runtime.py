@@ -2,8 +2,8 @@ import pytest
 
 from cil.errors import DataError, StageError
 from pipelines import runtime
-from pipelines.config import ClusterConfig
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
+from pipelines.settings import ClusterConfig
 
 
 class Wrapped(Exception):

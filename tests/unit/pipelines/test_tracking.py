@@ -9,9 +9,10 @@ import pytest
 
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
-from pipelines.config import OutputConfig, RunConfig, TrackingConfig
+from pipelines.config import RunConfig
 from pipelines.metrics_log import MetricsLog
 from pipelines.records import FORMAT_VERSION, Manifest
+from pipelines.settings import OutputConfig, TrackingConfig
 from pipelines.storage import read_json
 
 MANIFEST = Manifest(

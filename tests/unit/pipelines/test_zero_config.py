@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from pipelines.config import TrainConfig
+from pipelines.settings import TrainConfig
 from pipelines.zero_config import deepspeed_config, learning_rate, micro_batch_size
 
 

@@ -1,0 +1,265 @@
+"""The sections of the configuration that no other module owns; `pipelines.config` composes them.
+
+A default is written here once and nowhere else; the docstring under a field is its help.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from cil.models.tiny_config import TinyConfig
+
+__all__ = [
+    "STRICT",
+    "ClusterConfig",
+    "ConditionConfig",
+    "DataConfig",
+    "EncodeConfig",
+    "FirstStageConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "SampleConfig",
+    "TrackingConfig",
+    "TrainConfig",
+]
+
+STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
+
+_TINY = TinyConfig()
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which videos, and how clips are cut from them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    videos: str = ""
+    """Where the videos are: a folder (with its sub-folders), a glob, one video, a table (.csv,
+    .jsonl or .parquet) that lists them, WebDataset tars, or a URL of any of these. Required."""
+    video_root: str | None = None
+    """Where the relative paths of a table start; None takes the table's folder."""
+    path_column: str | None = None
+    """Column of a table that names the video; None looks for a usual name."""
+    caption_column: str | None = None
+    """Column of a table that describes the video; None looks for a usual name."""
+    num_frames: Count = 8
+    """Frames per clip."""
+    fps: Positive = 8.0
+    """Frames per second of a clip, in Hz. Videos are resampled to it by presentation time."""
+    height: Count = 32
+    """Height of a clip in pixels. Frames are resized to cover it, then cropped in the centre."""
+    width: Count = 32
+    """Width of a clip in pixels."""
+    buckets: tuple[str, ...] = ()
+    """Several sizes of clips, as HEIGHTxWIDTHxFRAMES; a video goes to the nearest aspect ratio and
+    the largest size that does not enlarge it, a shot to the longest clip that it holds. Empty
+    takes height, width and num_frames."""
+    clip_stride: Count | None = None
+    """Frames from the start of a clip to the start of the next; None cuts clips side by side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstStageConfig:
+    """The codec between pixels and latents."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    path: str | None = None
+    """Folder of a first stage: one fitted here, or a VAE as diffusers writes it (also a pipeline
+    folder with a `vae`). None fits a patch codec to the videos of this run."""
+    patch_size: Count = 4
+    """Side of the square patch that becomes one latent position, in pixels."""
+    latent_channels: Count = 4
+    """Latent channels per position; below 3 * patch_size^2."""
+    fit_videos: Count = 256
+    """Fit on at most this many videos, the first ones in the order of their content hashes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeConfig:
+    """How the latent shards are written."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    videos_per_shard: Count = 16
+    """Videos whose clips share a shard, which is the unit of work and of restart."""
+    posterior: Literal["mean_std", "mean", "sample"] = "mean_std"
+    """What is stored of the first stage's Gaussian: mean and std, so that training draws a fresh
+    sample each time; the mean alone (std 0); or one sample, drawn from the run's seed (std 0)."""
+    latents_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the stored posterior mean and std."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of a VAE and of the encoders of conditions."""
+    frames_per_chunk: Count = 8
+    """Frames that a VAE encodes at once; part of what decides the bytes."""
+    tile_size: Count | None = None
+    """Side in pixels of the tiles in which a VAE encodes large frames; None encodes them whole."""
+    num_workers: Count = 2
+    """Shards that are encoded at the same time, each by one worker."""
+    use_gpu: bool = False
+    """One GPU per worker; its decoders run on the CPUs of the same node."""
+    decoders_per_worker: Count = 1
+    """Videos that are decoded ahead at the same time for one worker, each on one CPU."""
+    max_retries: Annotated[int, Ge(0)] = 2
+    """How often a shard is tried again when its worker process dies."""
+    max_bad_fraction: Fraction = 0.5
+    """The run ends with exit code 1 if a larger share of the videos is broken."""
+    source_changes: Literal["keep", "refuse"] = "keep"
+    """When videos of the data set were removed from the source or changed there: keep their clips
+    and warn, or refuse to go on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConditionConfig:
+    """Conditions that are encoded with the clips; each is optional, as the model family needs."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    image_encoder: str | None = None
+    """Folder of a CLIP vision model as transformers writes it (also a pipeline folder with an
+    `image_encoder`); None stores zero tokens."""
+    image_tokens: Literal["pooled", "hidden"] = "pooled"
+    """One projected token, as SVD takes it, or all tokens of the encoder."""
+    image_layer: Literal["last", "penultimate"] = "last"
+    """Layer that all tokens are taken from."""
+    text_encoder: str | None = None
+    """Folder of a CLIP or T5 text encoder with its tokenizer; None stores no text."""
+    text_layer: Literal["last", "penultimate"] = "last"
+    """Layer that the text's tokens are taken from."""
+    text_length: Annotated[int, Ge(2)] | None = None
+    """Tokens that a caption is padded or cut to; None takes the encoder's own length."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network that is trained, and its noise schedule."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    family: Literal["tiny"] = "tiny"
+    """Model family, a name in the registry of `cil.models`."""
+    block_out_channels: Annotated[tuple[Count, ...], MinLen(2)] = _TINY.block_out_channels
+    """Channels per level; one level must have at least 64, or the network cannot see sigma."""
+    layers_per_block: Count = _TINY.layers_per_block
+    """Residual blocks per level."""
+    num_attention_heads: Annotated[tuple[Count, ...], MinLen(2)] = _TINY.num_attention_heads
+    """Attention heads per level."""
+    cross_attention_dim: Count = _TINY.cross_attention_dim
+    """Width of an image token."""
+    addition_time_embed_dim: Count = _TINY.addition_time_embed_dim
+    """Width of the embedding of fps, motion bucket and sigma_cond."""
+    p_mean: float = _TINY.p_mean
+    """Mean of ln(sigma) in training."""
+    p_std: Positive = _TINY.p_std
+    """Standard deviation of ln(sigma) in training."""
+    sigma_min: Positive = _TINY.sigma_min
+    """Smallest sigma of sampling."""
+    sigma_max: Positive = _TINY.sigma_max
+    """Largest sigma of sampling."""
+    motion_bucket_id: Annotated[float, Ge(0), Le(255)] = _TINY.motion_bucket_id
+    """Motion bucket given to the network for every clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Fine-tuning with Ray Train and DeepSpeed ZeRO."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    num_steps: Count = 400
+    """Optimiser steps."""
+    global_batch_size: Count = 8
+    """Clips per optimiser step over all workers; it does not depend on the number of workers."""
+    micro_batch_size: Count | None = None
+    """Clips per worker and forward pass; None takes the whole share of the worker at once."""
+    num_workers: Count = 2
+    """Training processes, one per GPU or per CPU core."""
+    use_gpu: bool = False
+    """One GPU per worker, with NCCL; without it CPU workers talk over gloo."""
+    cpus_per_worker: Count = 1
+    """CPU cores (and torch threads) per worker."""
+    bucket: str | None = None
+    """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes all, each
+    batch from one of them, as often as they have clips. Estimation and registration need one."""
+    zero_stage: Literal[1, 2] = 2
+    """DeepSpeed ZeRO stage."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; master weights are fp32."""
+    learning_rate: Positive = 2e-3
+    """Peak learning rate of AdamW."""
+    adam_beta1: Decay = 0.9
+    """First moment decay of AdamW."""
+    adam_beta2: Decay = 0.99
+    """Second moment decay of AdamW."""
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: Annotated[int, Ge(0)] = 50
+    """Steps of linear warm-up; a cosine follows."""
+    final_learning_rate_fraction: Fraction = 0.1
+    """Learning rate of the last step as a fraction of the peak."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this global norm."""
+    ema_decay: Decay = 0.99
+    """Decay per step of the weight average that is exported."""
+    condition_dropout: Fraction = 0.0
+    """Probability, per clip, of training without the conditioning image."""
+    log_every: Count = 10
+    """Steps between reports to the driver; every step's loss is in a report."""
+    checkpoint_every: Count = 100
+    """Steps between checkpoints; the last step always writes one."""
+    num_checkpoints_kept: Count = 2
+    """Checkpoints kept on disk."""
+    max_failures: Annotated[int, Ge(0)] = 3
+    """Lost workers the run recovers from before it gives up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """Sampling videos, in the run's last stage and as the default of the registered model."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    start_time: Annotated[float, Gt(0), Le(1)] = 0.94
+    """Start time M in (0, 1]; 1 starts at sigma_max, smaller starts from a less noisy video."""
+    analytic_init: bool = True
+    """Start from the Analytic-Init Gaussian instead of N(0, sigma_M^2 I)."""
+    num_steps: Count = 20
+    """Sampler steps."""
+    num_videos: Count = 4
+    """Videos per conditioning image in the run's last stage, each from its own seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where runs, metrics and models are recorded."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    uri: str = ""
+    """MLflow tracking URI; empty takes MLFLOW_TRACKING_URI, else sqlite in the output folder."""
+    experiment: str = "conditional-image-leakage"
+    """MLflow experiment."""
+    model_name: str = "tiny-i2v"
+    """Name of the registered model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """The Ray cluster."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    address: str | None = None
+    """Ray address; None takes RAY_ADDRESS, else starts a local cluster for this command."""
+    num_cpus: Count | None = None
+    """CPUs of a local cluster; None takes all cores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig:
+    """Where results go."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    dir: str = "build/run"
+    """Folder of the run: data set, checkpoints, statistics, model, samples and reports."""
+    dataset: str | None = None
+    """Where the data set goes: a folder or a URL such as s3://bucket/clips; None takes a folder in
+    output.dir."""

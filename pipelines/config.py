@@ -206,10 +206,24 @@ class TrainConfig:
     bucket: str | None = None
     """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes the only
     one."""
-    zero_stage: Literal[1, 2] = 2
-    """DeepSpeed ZeRO stage."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; master weights are fp32."""
+    trainable: Literal["all", "temporal"] = "all"
+    """What is trained: the whole network, or only its layers that mix frames. What is not keeps its
+    weights, and needs no memory for gradients and optimiser."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed ZeRO divides over the workers: nothing (0), the optimiser's state (1), also
+    gradients (2), also weights (3)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; master weights are fp32. fp16 has a loss scale
+    that adapts, and needs use_gpu."""
+    gradient_checkpointing: bool = False
+    """Keep the activations of blocks only and compute the others again: less memory, more time."""
+    offload_optimizer: bool = False
+    """Keep the optimiser's state and its update on the CPU; needs use_gpu and zero_stage >= 1. The
+    first use compiles DeepSpeed's Adam, which needs a C++ compiler and ninja."""
+    communication_elements: Count = 200_000_000
+    """Numbers that ZeRO reduces or gathers at once; fewer need less memory."""
+    persistent_elements: Annotated[int, Ge(0)] = 100_000
+    """Parameters with fewer numbers stay whole on every worker with zero_stage 3."""
     learning_rate: Positive = 2e-3
     """Peak learning rate of AdamW."""
     adam_beta1: Decay = 0.9
@@ -219,9 +233,11 @@ class TrainConfig:
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """Decoupled weight decay of AdamW."""
     warmup_steps: Annotated[int, Ge(0)] = 50
-    """Steps of linear warm-up; a cosine follows."""
+    """Steps of linear warm-up; lr_schedule follows."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls from its peak to its final fraction, or that it stays."""
     final_learning_rate_fraction: Fraction = 0.1
-    """Learning rate of the last step as a fraction of the peak."""
+    """Learning rate of the last step as a fraction of the peak; constant has none."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this global norm."""
     ema_decay: Decay = 0.99
@@ -330,7 +346,7 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
     Not in ``__post_init__``: parsing the command line would stop there, before the ranges of all
     other settings are looked at.
     """
-    data, stage, model, train = config.data, config.first_stage, config.model, config.train
+    data, stage, model = config.data, config.first_stage, config.model
     try:
         buckets = clip_buckets(data)
     except ConfigError as error:
@@ -362,12 +378,25 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
         )
     if model.sigma_max <= model.sigma_min:
         yield f"model.sigma_max must be > sigma_min = {model.sigma_min}, got {model.sigma_max}"
+    yield from _train_checks(config.train)
+
+
+def _train_checks(train: TrainConfig) -> Iterator[str]:
     if train.global_batch_size % (train.num_workers * (train.micro_batch_size or 1)):
         micro = f" * micro_batch_size = {train.micro_batch_size}" if train.micro_batch_size else ""
         yield (
             "train.global_batch_size must be a multiple of train.num_workers = "
             f"{train.num_workers}{micro}, got {train.global_batch_size}"
         )
+    if train.precision == "fp16" and not train.use_gpu:
+        yield "train.precision fp16 needs train.use_gpu; on CPUs use bf16 or fp32"
+    if train.offload_optimizer and not train.use_gpu:
+        yield (
+            "train.offload_optimizer needs train.use_gpu: without a GPU the optimiser is on the "
+            "CPU already; leave it out"
+        )
+    if train.offload_optimizer and train.zero_stage == 0:
+        yield "train.offload_optimizer needs train.zero_stage >= 1, got 0"
 
 
 def clip_buckets(data: DataConfig) -> tuple[Bucket, ...]:

@@ -7,6 +7,7 @@ Run: `cil train --config configs/demo.yaml`.
 """
 
 import contextlib
+import shlex
 import tempfile
 import time
 from contextlib import ExitStack
@@ -32,7 +33,13 @@ from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
 from pipelines.shards import ShardReader
-from pipelines.storage import hash_of_folder, read_json, remove_temporaries, write_atomic
+from pipelines.storage import (
+    hash_of_folder,
+    read_json,
+    remove_temporaries,
+    write_atomic,
+    write_json,
+)
 
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
 
@@ -216,6 +223,8 @@ def _fit(
         failures = getattr(error, "worker_failures", None) or {}
         rank, first = next(iter(failures.items()), (None, error))
         cause = root_cause(first)
+        if isinstance(cause, StageError | ConfigError):  # says what to do itself
+            raise StageError(str(cause)) from error
         where = f" on worker {rank}" if rank is not None else ""
         raise StageError(
             f"training failed{where}: {type(cause).__name__}: {cause}; the last committed "
@@ -230,10 +239,24 @@ def _fit(
         ) from error
     outcome = result.return_value or {}
     if "stopped" in outcome:
-        raise StageError(outcome["stopped"])
+        written = _write_nonfinite(folder, identity, outcome["nonfinite"])
+        raise StageError(f"{outcome['stopped']}; written to {written}")
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint; this is a bug, please report it")
     return Path(result.checkpoint.path)
+
+
+def _write_nonfinite(folder: Path, identity: str, record: dict[str, Any]) -> Path:
+    """Write down a step whose loss or gradient is not finite, and how to see it again."""
+    path = folder / f"nonfinite-step-{record['step']}.json"
+    config, output = (folder / "config.yaml").resolve(), folder.parent.resolve()
+    # Not with another number of steps: that would be another learning rate, so another run. The
+    # same one goes on from its last checkpoint and stops at the same step.
+    replay = (
+        f"cil train --config {shlex.quote(str(config))} --output.dir {shlex.quote(str(output))}"
+    )
+    write_json(path, {**record, "identity": identity, "replay": replay})
+    return path
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -243,16 +266,35 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: the resolved configuration and where the data set is.
 
     Returns:
-        ``{"stopped": reason}`` if a guard stopped the run on all workers, else an empty dict.
+        ``{"stopped": reason, "nonfinite": record}`` if a guard stopped the run on all workers, else
+        an empty dict.
+
+    Raises:
+        StageError: the GPU has too little memory.
     """
-    import deepspeed
+    import torch
+
+    try:
+        return _train(settings)
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            f"the GPU has too little memory: {str(error).partition('. ')[0]}; lower "
+            "train.micro_batch_size, set train.gradient_checkpointing, or raise train.zero_stage "
+            "(from 1 on, train.offload_optimizer moves the optimiser's state to the CPU)"
+        ) from error
+
+
+def _train(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train until the last step, as ``train_worker``."""
     import ray.train
     import torch
     from ray.train import Checkpoint
 
-    from pipelines.checkpoint import ShardedEma, TrainState, load_checkpoint, save_checkpoint
+    from pipelines.checkpoint import TrainState, load_checkpoint, save_checkpoint
+    from pipelines.engine import start_engine
     from pipelines.train_step import NonFiniteLossError, TrainStep
-    from pipelines.zero_config import deepspeed_config, learning_rate
+    from pipelines.weight_average import ShardedEma
+    from pipelines.zero_config import learning_rate
 
     config = validate_config(settings["config"], source="the driver's configuration")
     train = config.train
@@ -261,15 +303,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(train.cpus_per_worker)
     reader = open_dataset(config)
     model = build_model(config, reader)
-    # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a
-    # compiler and a minute, and waits for ever if an earlier build was killed. gloo is enough.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if train.use_gpu else "gloo")
-    engine, *_ = deepspeed.initialize(
-        model=model.network,
-        model_parameters=[p for p in model.network.parameters() if p.requires_grad],
-        config=deepspeed_config(train),
-    )
+    engine = start_engine(train, model)
     ema = ShardedEma(engine, train.ema_decay)
     state = TrainState(
         seed=config.seed,
@@ -291,7 +325,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         try:
             row = step_of(step, learning_rate=learning_rate(train, step))
         except NonFiniteLossError as error:
-            return {"stopped": str(error)}  # every rank sees the same loss and stops here
+            # every rank sees the same loss and stops here
+            return {"stopped": str(error), "nonfinite": error.record}
         ema.update()
         state.num_steps += 1
         state.num_clips_seen += train.global_batch_size

@@ -19,14 +19,23 @@ from cil.rng import Stream, normal
 from pipelines import fused_input
 from pipelines.config import RunConfig
 from pipelines.data_order import clip_indices, worker_slots
+from pipelines.engine import update_weights
 from pipelines.shards import LatentClip, ShardReader
-from pipelines.zero_config import micro_batch_size
+from pipelines.zero_config import SMALLEST_LOSS_SCALE, micro_batch_size
 
 __all__ = ["NonFiniteLossError", "TrainStep"]
 
 
 class NonFiniteLossError(StageError):
-    """A loss or gradient that is NaN or infinite; raised on every rank, the weights untouched."""
+    """A loss or gradient that is NaN or infinite; raised on every rank, the weights untouched.
+
+    Attributes:
+        record: what is needed to look into it, as plain JSON: step, what, value, seed, clips.
+    """
+
+    def __init__(self, message: str, record: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 class TrainStep:
@@ -60,12 +69,25 @@ class TrainStep:
             learning_rate: of this step.
 
         Returns:
-            loss (mean over the global batch), grad_norm, learning_rate, clips, sigma_cond.
+            loss (mean over the global batch), grad_norm, learning_rate, clips, sigma_cond; in fp16
+            also loss_scale.
 
         Raises:
-            NonFiniteLossError: the loss or the norm of the gradient is not finite.
+            NonFiniteLossError: the loss or the norm of the gradient is not finite; in fp16 at every
+                loss scale.
+        """
+        row = None
+        while row is None:
+            row = self._attempt(step, learning_rate)
+        return row
+
+    def _attempt(self, step: int, learning_rate: float) -> dict[str, float] | None:
+        """Take the step once; None if fp16 overflowed, then the next attempt has a smaller scale.
+
+        Steps are not skipped: a step is a pure function of its number, so the same one is repeated.
         """
         config, engine = self._config, self._engine
+        fp16 = config.train.precision == "fp16"
         indices = clip_indices(
             num_clips=len(self._reader),
             global_batch_size=config.train.global_batch_size,
@@ -83,12 +105,13 @@ class TrainStep:
             if not torch.isfinite(mean_loss):
                 raise self._not_finite("loss", mean_loss.item(), step, indices)
             engine.backward(result.loss)
-            engine.step()
+            grad_norm = update_weights(engine, config.train)
             total += mean_loss.item() * len(slots)
             sigma_cond_total += result.sigma_cond.sum().item()
         share = len(self._slots)
-        grad_norm = float(engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(grad_norm):  # then DeepSpeed has left the weights alone, silently
+        if not math.isfinite(grad_norm):  # then the weights were left alone
+            if fp16 and engine.optimizer.loss_scale > SMALLEST_LOSS_SCALE:
+                return None
             raise self._not_finite("gradient norm", grad_norm, step, indices)
         return {
             "loss": total / share,
@@ -96,6 +119,7 @@ class TrainStep:
             "learning_rate": learning_rate,
             "sigma_cond": sigma_cond_total / share,
             "clips": float(config.train.global_batch_size),
+            **({"loss_scale": engine.optimizer.loss_scale} if fp16 else {}),
         }
 
     def _not_finite(
@@ -104,7 +128,15 @@ class TrainStep:
         keys = [self._reader.key(index) for index in indices]
         return NonFiniteLossError(
             f"the {name} of step {step} is {value}; stopped before the weights were touched. Lower "
-            f"train.learning_rate, or look at these clips: {keys}"
+            f"train.learning_rate, or look at these clips: {keys}",
+            # JSON has no NaN
+            {
+                "step": step,
+                "what": name,
+                "value": str(value),
+                "seed": self._config.seed,
+                "clips": keys,
+            },
         )
 
     def _loss(self, clips: list[LatentClip], slots: list[int], step: int) -> LossResult:

@@ -1,0 +1,118 @@
+"""DeepSpeed around a network: what is trained, the engine that trains it, and one update of it.
+
+In: training settings and a model. Out: a DeepSpeed engine, whose optimiser holds the trained
+parameters only. No Ray: whoever calls has a process per worker with RANK, WORLD_SIZE and
+MASTER_ADDR set.
+"""
+
+import math
+import shutil
+from typing import Any
+
+import torch
+
+from cil.errors import ConfigError
+from cil.models import ImageToVideoModel
+from pipelines.config import TrainConfig, environment
+from pipelines.zero_config import deepspeed_config
+
+__all__ = ["choose_trainable", "start_engine", "update_weights"]
+
+
+def choose_trainable(config: TrainConfig, model: ImageToVideoModel) -> frozenset[str]:
+    """Let gradients reach what is trained, and nothing else.
+
+    Args:
+        config: training settings.
+        model: its network's parameters are marked in place.
+
+    Returns:
+        Names of the trained parameters.
+
+    Raises:
+        ConfigError: the network has no parameter of that kind.
+    """
+    names = frozenset(name for name, _ in model.network.named_parameters())
+    if config.trainable == "temporal":
+        names = model.temporal_parameters()
+    if not names:
+        raise ConfigError(
+            f"train.trainable {config.trainable!r} leaves nothing to train in a network of the "
+            f"family {model.family}; use all"
+        )
+    for name, parameter in model.network.named_parameters():
+        parameter.requires_grad_(name in names)
+    return names
+
+
+def start_engine(config: TrainConfig, model: ImageToVideoModel) -> Any:
+    """Start DeepSpeed around the model's network; a collective call.
+
+    Args:
+        config: training settings.
+        model: the same on every worker, on the CPU.
+
+    Returns:
+        The DeepSpeed engine.
+
+    Raises:
+        ConfigError: nothing to train, or no compiler for an optimiser on the CPU.
+    """
+    if config.offload_optimizer:
+        _check_compiler()
+    import deepspeed
+
+    choose_trainable(config, model)
+    if config.gradient_checkpointing:
+        model.network.enable_gradient_checkpointing()  # type: ignore[operator]
+    # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a
+    # compiler and a minute, and waits for ever if an earlier build was killed. gloo is enough.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if config.use_gpu else "gloo")
+    # Not deepspeed.zero.Init: diffusers' networks cannot be built inside it.
+    engine, *_ = deepspeed.initialize(
+        model=model.network,
+        model_parameters=[p for p in model.network.parameters() if p.requires_grad],
+        config=deepspeed_config(config),
+    )
+    return engine
+
+
+def _check_compiler() -> None:
+    compiler = environment("CXX") or "c++"
+    missing = [name for name in (compiler, "ninja") if shutil.which(name) is None]
+    if missing:
+        raise ConfigError(
+            "train.offload_optimizer compiles DeepSpeed's Adam on first use; not found on the "
+            f"worker: {', '.join(missing)}; install it or leave train.offload_optimizer out"
+        )
+
+
+def update_weights(engine: Any, config: TrainConfig) -> float:
+    """Update the weights with the gradient that ``engine.backward`` has gathered.
+
+    Before the last micro-batch of a step this only counts it.
+
+    Args:
+        engine: DeepSpeed engine.
+        config: its settings.
+
+    Returns:
+        After the last micro-batch, the norm of the gradient before clipping. If it is not finite,
+        the weights are as they were; in fp16 the next attempt has half the loss scale.
+    """
+    if config.zero_stage > 0:
+        engine.step()
+        return float(engine.get_global_grad_norm() or 0.0)
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return 0.0
+    if config.precision == "fp32":  # nothing of DeepSpeed is between the gradient and torch's AdamW
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            engine.step()
+        return norm
+    scale = float(engine.optimizer.loss_scale)  # the step may change it
+    engine.step()
+    return float(engine.get_global_grad_norm()) / scale

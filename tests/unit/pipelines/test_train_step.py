@@ -242,6 +242,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert len(engine.losses) == (3 if micro_batch_size else 0)
     assert all(reader.key(index) in str(caught.value) for index in indices)
     assert isinstance(caught.value, StageError)
+    assert caught.value.record == {
+        "step": 2,
+        "what": "loss",
+        "value": caught.value.record["value"],
+        "seed": encoded_run.config.seed,
+        "clips": [reader.key(index) for index in indices],
+    }
+    assert caught.value.record["value"] in ("nan", "inf")
 
 
 def test_every_rank_hears_of_a_broken_clip(step_of, encoded_run, reader, monkeypatch):

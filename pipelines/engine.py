@@ -75,7 +75,23 @@ def start_engine(config: TrainConfig, model: ImageToVideoModel) -> Any:
         model_parameters=[p for p in model.network.parameters() if p.requires_grad],
         config=deepspeed_config(config),
     )
+    if config.zero_stage == 0 and config.precision != "fp32":
+        _undo_first_update(engine)
     return engine
+
+
+@torch.no_grad()
+def _undo_first_update(engine: Any) -> None:
+    """Undo what DeepSpeed's optimiser of half precision without ZeRO does when it is made.
+
+    It takes a step with a zero gradient to allocate its state. That decays the weights once, and
+    the first real step would be corrected for bias as the second.
+    """
+    optimiser = engine.optimizer
+    optimiser.optimizer.state.clear()
+    for copies, parameters in zip(optimiser.fp32_groups, optimiser.fp16_groups, strict=True):
+        for copy, parameter in zip(copies, parameters, strict=True):
+            copy.copy_(parameter)
 
 
 def _check_compiler() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -94,17 +95,23 @@ def rate_by_hand(step):
     return 1e-4 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 3) / (STEPS - 1 - 3))))
 
 
-def train_plainly(config, *, only=None, steps=STEPS):
-    """Train on one process with nothing but PyTorch, the whole batch at once."""
+def train_plainly(config, *, only=None, steps=STEPS, dtype=torch.float32):
+    """Train on one process with nothing but PyTorch, the whole batch at once.
+
+    In another type than float32, an optimiser in float32 leads and the network follows.
+    """
     reader = open_dataset(config)
     model = build_model(config, reader)
-    network, seed = model.network, config.seed
+    network, seed = model.network.to(dtype), config.seed
     trained = {n: p for n, p in network.named_parameters() if only is None or n in only}
+    leading = trained
+    if dtype != torch.float32:
+        leading = {name: value.detach().float() for name, value in trained.items()}
     optimiser = torch.optim.AdamW(
-        trained.values(), betas=(0.9, 0.99), weight_decay=config.train.weight_decay
+        leading.values(), betas=(0.9, 0.99), weight_decay=config.train.weight_decay
     )
     corruption = config.time_noise.build(model.schedule)
-    ema = {name: value.detach().clone() for name, value in trained.items()}
+    ema = {name: value.detach().clone() for name, value in leading.items()}
     ids, losses, norms = torch.arange(4), [], []
     for step in range(steps):
         chosen = clip_indices(num_clips=len(reader), global_batch_size=4, step=step, seed=seed)
@@ -142,13 +149,17 @@ def train_plainly(config, *, only=None, steps=STEPS):
             dropout=0.0,
             tokens=tokens,
         )
-        optimiser.zero_grad()
+        network.zero_grad()
         result.loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(trained.values(), 0.5).item())
+        for name, value in leading.items():
+            value.grad = trained[name].grad.float()
+        norms.append(torch.nn.utils.clip_grad_norm_(leading.values(), 0.5).item())
         optimiser.param_groups[0]["lr"] = rate_by_hand(step)
         optimiser.step()
-        losses.append(result.loss.item())
         for name, value in trained.items():
+            value.data.copy_(leading[name].detach())
+        losses.append(result.loss.item())
+        for name, value in leading.items():
             ema[name].lerp_(value.detach(), 0.1)
     weights = {name: value.detach().clone() for name, value in network.named_parameters()}
     return Plain(losses=losses, norms=norms, ema=ema, weights=weights)
@@ -157,6 +168,11 @@ def train_plainly(config, *, only=None, steps=STEPS):
 @pytest.fixture(scope="module")
 def plain(encoded_run):
     return train_plainly(settings_of(encoded_run))
+
+
+@pytest.fixture(scope="module")
+def plain_bf16(encoded_run):
+    return train_plainly(settings_of(encoded_run), steps=5, dtype=torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -262,11 +278,10 @@ def test_what_is_frozen_is_exported_bit_for_bit(
 # -- every stage ----------------------------------------------------------------------------------
 
 STAGES = (0, 1, 2, 3)
-LARGE = 1e18  # weights that leave the loss finite and its gradient not
-EVERY = [
-    case
-    for stage in STAGES
-    for case in (
+
+
+def cases_of(stage):
+    return [
         {"name": f"fp32-{stage}", "train": {"zero_stage": stage}, "resume_after": 4},
         {
             "name": f"checkpointing-{stage}",
@@ -283,20 +298,23 @@ EVERY = [
             "train": {"zero_stage": stage},
             "stop_after": 1,
             "masters": True,
-            "poison": LARGE,
+            "explode": math.inf,
         },
-    )
-]
+    ]
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def stage(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def every(encoded_run, tmp_path_factory):
+def every(encoded_run, tmp_path_factory, stage):
     folder = tmp_path_factory.mktemp("every")
-    return folder, run_workers(encoded_run, folder, EVERY)
+    return folder, run_workers(encoded_run, folder, cases_of(stage))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", ["fp32", "checkpointing"])
 def test_every_stage_trains_as_one_loop_does(every, plain, tiny_model, kind, stage):
     folder, results = every
@@ -310,16 +328,15 @@ def test_every_stage_trains_as_one_loop_does(every, plain, tiny_model, kind, sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_comes_close_in_bf16(every, plain, stage):
+def test_every_stage_trains_as_one_loop_does_in_bf16(every, plain, plain_bf16, stage):
     _, results = every
     found = losses(results[f"bf16-{stage}"])
-    print(furthest(found, plain.losses[:5]))
-    assert 0 < furthest(found, plain.losses[:5]) < 2e-3
+    print(furthest(found, plain_bf16.losses), furthest(found, plain.losses[:5]))
+    assert furthest(found, plain_bf16.losses) < 2e-3
+    assert 0 < furthest(found, plain.losses[:5]) < 4e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
 def test_the_average_is_that_of_the_full_precision_weights_bit_for_bit(every, stage):
     folder, _ = every
     files = [folder / f"bf16-{stage}" / f"masters{step}.safetensors" for step in range(6)]
@@ -334,11 +351,10 @@ def test_the_average_is_that_of_the_full_precision_weights_bit_for_bit(every, st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(every, stage):
     folder, results = every
     result = results[f"large-{stage}"]
-    assert "the gradient norm of step 0 is inf" in result["error"]
+    assert re.match("the gradient norm of step 0 is (inf|nan);", result["error"])
     assert result["record"]["what"] == "gradient norm"
     assert len(result["record"]["clips"]) == 4
     before, after = (
@@ -367,7 +383,7 @@ def test_a_step_that_overflows_in_fp16_is_repeated_at_a_smaller_scale(encoded_ru
             "train": {"zero_stage": stage, "precision": "fp16", "num_workers": 1},
             "stop_after": 2,
             "masters": True,
-            **({"poison": 100.0} if name == "large" else {}),
+            **({"explode": 1000.0} if name == "large" else {}),
         }
         for stage in (0, 2)
         for name in ("fp16", "large")

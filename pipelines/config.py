@@ -214,7 +214,7 @@ class TrainConfig:
     gradients (2), also weights (3)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass; master weights are fp32. fp16 has a loss scale
-    that adapts, and needs use_gpu."""
+    that adapts, and needs use_gpu and zero_stage >= 1."""
     gradient_checkpointing: bool = False
     """Keep the activations of blocks only and compute the others again: less memory, more time."""
     offload_optimizer: bool = False
@@ -390,6 +390,11 @@ def _train_checks(train: TrainConfig) -> Iterator[str]:
         )
     if train.precision == "fp16" and not train.use_gpu:
         yield "train.precision fp16 needs train.use_gpu; on CPUs use bf16 or fp32"
+    if train.precision == "fp16" and train.zero_stage == 0:
+        yield (
+            "train.precision fp16 needs train.zero_stage >= 1, got 0: without ZeRO, DeepSpeed does "
+            "not scale the loss"
+        )
     if train.offload_optimizer and not train.use_gpu:
         yield (
             "train.offload_optimizer needs train.use_gpu: without a GPU the optimiser is on the "

@@ -75,7 +75,7 @@ def start_engine(config: TrainConfig, model: ImageToVideoModel) -> Any:
         model_parameters=[p for p in model.network.parameters() if p.requires_grad],
         config=deepspeed_config(config),
     )
-    if config.zero_stage == 0 and config.precision != "fp32":
+    if config.zero_stage == 0 and config.precision == "bf16":
         _undo_first_update(engine)
     return engine
 
@@ -117,18 +117,15 @@ def update_weights(engine: Any, config: TrainConfig) -> float:
         After the last micro-batch, the norm of the gradient before clipping. If it is not finite,
         the weights are as they were; in fp16 the next attempt has half the loss scale.
     """
-    if config.zero_stage > 0:
-        engine.step()
-        return float(engine.get_global_grad_norm() or 0.0)
-    if not engine.is_gradient_accumulation_boundary():
-        engine.step()
-        return 0.0
-    if config.precision == "fp32":  # nothing of DeepSpeed is between the gradient and torch's AdamW
+    # DeepSpeed looks at the gradient itself, unless its optimiser is torch's
+    if config.zero_stage == 0 and config.precision == "fp32":
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()
+            return 0.0
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if math.isfinite(norm):
             engine.step()
         return norm
-    scale = float(engine.optimizer.loss_scale)  # the step may change it
     engine.step()
-    return float(engine.get_global_grad_norm()) / scale
+    return float(engine.get_global_grad_norm() or 0.0)

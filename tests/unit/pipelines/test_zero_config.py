@@ -154,6 +154,10 @@ def test_an_optimiser_on_the_cpu_is_that_of_deepspeed():
     ("train", "words"),
     [
         ({"precision": "fp16"}, "train.precision fp16 needs train.use_gpu; on CPUs use bf16"),
+        (
+            {"precision": "fp16", "use_gpu": True, "zero_stage": 0},
+            "train.precision fp16 needs train.zero_stage >= 1, got 0",
+        ),
         ({"offload_optimizer": True}, "train.offload_optimizer needs train.use_gpu"),
         (
             {"offload_optimizer": True, "use_gpu": True, "zero_stage": 0},

@@ -332,8 +332,8 @@ def test_every_stage_trains_as_one_loop_does_in_bf16(every, plain, plain_bf16, s
     _, results = every
     found = losses(results[f"bf16-{stage}"])
     print(furthest(found, plain_bf16.losses), furthest(found, plain.losses[:5]))
-    assert furthest(found, plain_bf16.losses) < 2e-3
-    assert 0 < furthest(found, plain.losses[:5]) < 4e-3
+    assert furthest(found, plain_bf16.losses) < 5e-4
+    assert 0 < furthest(found, plain.losses[:5]) < 3e-3  # bf16 itself is 2e-3 away
 
 
 @pytest.mark.slow
@@ -385,13 +385,13 @@ def test_a_step_that_overflows_in_fp16_is_repeated_at_a_smaller_scale(encoded_ru
             "masters": True,
             **({"explode": 1000.0} if name == "large" else {}),
         }
-        for stage in (0, 2)
+        for stage in (2, 3)
         for name in ("fp16", "large")
     ]
     results = run_workers(encoded_run, tmp_path, cases, world_size=1)
-    for stage in (0, 2):
+    for stage in (2, 3):
         found = losses(results[f"fp16-{stage}"])
-        print(stage, found, results[f"fp16-{stage}"]["rows"], results[f"large-{stage}"])
+        print(furthest(found, plain.losses[:2]), results[f"large-{stage}"]["rows"])
         assert 0 < furthest(found, plain.losses[:2]) < 2e-3
         assert furthest(norms(results[f"fp16-{stage}"]), plain.norms[:2]) < 2e-2
         rows = results[f"large-{stage}"]["rows"]

@@ -1,12 +1,12 @@
-"""What a training checkpoint holds, and the weight average that is exported.
+"""What a training checkpoint holds, and how it is written and read.
 
 All ranks write into their own temporary folder, Ray merges and commits them; a checkpoint that Ray
 has not committed does not exist. Inside:
 
     state/                  DeepSpeed's shards of weights and optimiser, for it alone to read
-    ema_rank0.safetensors   each rank's shard of the weight average
+    ema_rank0.safetensors   each rank's shard of the weight average; one for all without ZeRO
     train_state.json        steps, clips seen, and the hashes that must agree on resume
-    ema.safetensors         the whole weight average, in the checkpoint of the last step
+    ema.safetensors         the whole average of what is trained, in the last step's checkpoint
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from cil.errors import DataError
 from pipelines.storage import read_json, write_json
+from pipelines.weight_average import ShardedEma
 
-__all__ = ["EMA_FILE", "ShardedEma", "TrainState", "load_checkpoint", "save_checkpoint"]
+__all__ = ["EMA_FILE", "TrainState", "load_checkpoint", "save_checkpoint"]
 
 EMA_FILE = "ema.safetensors"
 _TAG = "state"
@@ -63,52 +62,6 @@ class TrainState:
                 )
 
 
-class ShardedEma:
-    """Average of the fp32 master weights, each rank its own shard (ZeRO stages 1 and 2)."""
-
-    def __init__(self, engine: Any, decay: float) -> None:
-        self._engine, self._decay = engine, decay
-        self.shards = [shard.detach().clone() for shard in self._masters()]
-
-    def _masters(self) -> list[Tensor]:
-        # DeepSpeed has no public name for the flat fp32 shards of stages 1 and 2; averaging them
-        # costs 60 times less per step than gathering every parameter.
-        return list(self._engine.optimizer.single_partition_of_fp32_groups)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the current weights."""
-        for shard, master in zip(self.shards, self._masters(), strict=True):
-            shard.lerp_(master.detach(), 1 - self._decay)
-
-    @torch.no_grad()
-    def gather(self, network: nn.Module) -> dict[str, Tensor]:
-        """Assemble the whole average on every rank; a collective call.
-
-        Args:
-            network: the module inside the engine.
-
-        Returns:
-            State dict of ``network`` in float32 on the CPU.
-        """
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        masters = self._masters()
-        live = [master.detach().clone() for master in masters]
-        try:
-            for master, shard in zip(masters, self.shards, strict=True):
-                master.copy_(shard)
-            state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
-            for name, parameter in network.named_parameters():
-                full = safe_get_full_fp32_param(parameter)
-                assert full is not None, name
-                state[name] = full.detach().to("cpu", torch.float32).reshape(parameter.shape)
-        finally:
-            for master, value in zip(masters, live, strict=True):
-                master.copy_(value)
-        return {name: value.clone().contiguous() for name, value in state.items()}
-
-
 def save_checkpoint(
     folder: Path, *, engine: Any, ema: ShardedEma, state: TrainState, rank: int, last: bool
 ) -> None:
@@ -123,9 +76,10 @@ def save_checkpoint(
         last: also write the whole weight average, for export.
     """
     engine.save_checkpoint(str(folder), tag=_TAG)
-    shards = {f"group{number}": shard.cpu() for number, shard in enumerate(ema.shards)}
-    save_file(shards, folder / f"ema_rank{rank}.safetensors")
-    whole = ema.gather(engine.module) if last else None
+    if rank == 0 or not ema.replicated:
+        shards = {f"group{number}": shard.cpu() for number, shard in enumerate(ema.shards)}
+        save_file(shards, _ema_shard(folder, ema, rank))
+    whole = ema.gather(engine.module, keep=rank == 0) if last else None
     if rank == 0:
         write_json(folder / "train_state.json", asdict(state))
         if whole is not None:
@@ -147,13 +101,17 @@ def load_checkpoint(
         state = TrainState(**read_json(folder / "train_state.json"))
     expected.require_same_run(state)
     with _damage_named(folder):
-        saved = load_file(folder / f"ema_rank{rank}.safetensors")
+        saved = load_file(_ema_shard(folder, ema, rank))
     loaded, _ = engine.load_checkpoint(str(folder), tag=_TAG)
     if loaded is None:
         raise DataError(f"DeepSpeed could not load the checkpoint in {folder}; is it complete?")
     for number, shard in enumerate(ema.shards):
         shard.copy_(saved[f"group{number}"])
     return state
+
+
+def _ema_shard(folder: Path, ema: ShardedEma, rank: int) -> Path:
+    return folder / f"ema_rank{0 if ema.replicated else rank}.safetensors"
 
 
 @contextmanager

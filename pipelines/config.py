@@ -96,7 +96,7 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
     Not in ``__post_init__``: parsing the command line would stop there, before the ranges of all
     other settings are looked at.
     """
-    data, stage, model, train = config.data, config.first_stage, config.model, config.train
+    data, stage, model = config.data, config.first_stage, config.model
     try:
         buckets = clip_buckets(data)
     except ConfigError as error:
@@ -128,12 +128,30 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
         )
     if model.sigma_max <= model.sigma_min:
         yield f"model.sigma_max must be > sigma_min = {model.sigma_min}, got {model.sigma_max}"
+    yield from _train_checks(config.train)
+
+
+def _train_checks(train: TrainConfig) -> Iterator[str]:
     if train.global_batch_size % (train.num_workers * (train.micro_batch_size or 1)):
         micro = f" * micro_batch_size = {train.micro_batch_size}" if train.micro_batch_size else ""
         yield (
             "train.global_batch_size must be a multiple of train.num_workers = "
             f"{train.num_workers}{micro}, got {train.global_batch_size}"
         )
+    if train.precision == "fp16" and not train.use_gpu:
+        yield "train.precision fp16 needs train.use_gpu; on CPUs use bf16 or fp32"
+    if train.precision == "fp16" and train.zero_stage == 0:
+        yield (
+            "train.precision fp16 needs train.zero_stage >= 1, got 0: without ZeRO, DeepSpeed does "
+            "not scale the loss"
+        )
+    if train.offload_optimizer and not train.use_gpu:
+        yield (
+            "train.offload_optimizer needs train.use_gpu: without a GPU the optimiser is on the "
+            "CPU already; leave it out"
+        )
+    if train.offload_optimizer and train.zero_stage == 0:
+        yield "train.offload_optimizer needs train.zero_stage >= 1, got 0"
 
 
 def clip_buckets(data: DataConfig) -> tuple[Bucket, ...]:

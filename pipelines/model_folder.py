@@ -4,8 +4,10 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from cil.errors import DataError
 from cil.models import ImageToVideoModel, build
 from pipelines.config import RunConfig
+from pipelines.engine import choose_trainable
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_reader import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
@@ -41,17 +43,29 @@ def build_model(config: RunConfig, dataset: ShardReader) -> ImageToVideoModel:
 def save_model(config: RunConfig, dataset: ShardReader, folder: Path, *, weights: Path) -> None:
     """Write a model folder with the given weights, whole or not at all.
 
+    What was not trained keeps the weights that training began with, bit for bit.
+
     Args:
         config: the run.
         dataset: the data set, for the first stage.
         folder: the model folder.
-        weights: safetensors file with the network's state dict.
+        weights: safetensors file with the trained parameters by name.
+
+    Raises:
+        DataError: the file holds other parameters than the run trains.
     """
     from safetensors.torch import load_file
 
     model = build_model(config, dataset)
+    trained = load_file(weights)
+    wrong = sorted(choose_trainable(config.train, model) ^ set(trained))
+    if wrong:
+        raise DataError(
+            f"{weights} must hold the parameters that are trained; {len(wrong)} are missing or "
+            f"too many, the first is {wrong[0]}; delete the train folder and train again"
+        )
     temporary = temporary_beside(folder)
     if temporary.exists():
         shutil.rmtree(temporary)
-    model.save(temporary, state_dict=load_file(weights))
+    model.save(temporary, state_dict={**model.network.state_dict(), **trained})
     replace_folder(temporary, folder)

@@ -182,10 +182,24 @@ class TrainConfig:
     bucket: str | None = None
     """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes all, each
     batch from one of them, as often as they have clips. Estimation and registration need one."""
-    zero_stage: Literal[1, 2] = 2
-    """DeepSpeed ZeRO stage."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; master weights are fp32."""
+    trainable: Literal["all", "temporal"] = "all"
+    """What is trained: the whole network, or only its layers that mix frames. What is not keeps its
+    weights, and needs no memory for gradients and optimiser."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed ZeRO divides over the workers: nothing (0), the optimiser's state (1), also
+    gradients (2), also weights (3)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; master weights are fp32. fp16 has a loss scale
+    that adapts, and needs use_gpu and zero_stage >= 1."""
+    gradient_checkpointing: bool = False
+    """Keep the activations of blocks only and compute the others again: less memory, more time."""
+    offload_optimizer: bool = False
+    """Keep the optimiser's state and its update on the CPU; needs use_gpu and zero_stage >= 1. The
+    first use compiles DeepSpeed's Adam, which needs a C++ compiler and ninja."""
+    communication_elements: Count = 200_000_000
+    """Numbers that ZeRO reduces or gathers at once; fewer need less memory."""
+    persistent_elements: Annotated[int, Ge(0)] = 100_000
+    """Parameters with fewer numbers stay whole on every worker with zero_stage 3."""
     learning_rate: Positive = 2e-3
     """Peak learning rate of AdamW."""
     adam_beta1: Decay = 0.9
@@ -195,9 +209,11 @@ class TrainConfig:
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """Decoupled weight decay of AdamW."""
     warmup_steps: Annotated[int, Ge(0)] = 50
-    """Steps of linear warm-up; a cosine follows."""
+    """Steps of linear warm-up; lr_schedule follows."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls from its peak to its final fraction, or that it stays."""
     final_learning_rate_fraction: Fraction = 0.1
-    """Learning rate of the last step as a fraction of the peak."""
+    """Learning rate of the last step as a fraction of the peak; constant has none."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this global norm."""
     ema_decay: Decay = 0.99

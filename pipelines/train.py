@@ -1,14 +1,13 @@
 """Stage 2, on Ray Train with DeepSpeed: latent shards in, a fine-tuned network out.
 
-The driver checks everything that can be checked, starts one worker per GPU (or CPU core) and waits.
-Each worker builds the same network, takes its share of every batch, and takes optimiser steps
-(`train_step.py`). Running the same command again resumes from the last committed checkpoint.
+The driver checks everything that can be checked, starts one worker per GPU (or CPU core;
+`train_worker.py`), waits, and exports what was trained. Running the same command again resumes from
+the last committed checkpoint.
 Run: `cil train --config configs/demo.yaml`.
 """
 
 import contextlib
-import tempfile
-import time
+import shlex
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,21 +16,22 @@ from typing import Any
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
-from pipelines.config import (
-    RunConfig,
-    clip_buckets,
-    config_to_yaml,
-    content_hash,
-    validate_config,
-)
+from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.fused_input import choose_impl
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
-from pipelines.model_folder import build_model, save_model
+from pipelines.model_folder import save_model
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
-from pipelines.storage import hash_of_folder, read_json, remove_temporaries, write_atomic
+from pipelines.storage import (
+    hash_of_folder,
+    read_json,
+    remove_temporaries,
+    write_atomic,
+    write_json,
+)
+from pipelines.train_worker import train_worker
 
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
 
@@ -225,6 +225,8 @@ def _fit(
         failures = getattr(error, "worker_failures", None) or {}
         rank, first = next(iter(failures.items()), (None, error))
         cause = root_cause(first)
+        if isinstance(cause, StageError | ConfigError):  # says what to do itself
+            raise StageError(str(cause)) from error
         where = f" on worker {rank}" if rank is not None else ""
         raise StageError(
             f"training failed{where}: {type(cause).__name__}: {cause}; the last committed "
@@ -239,93 +241,21 @@ def _fit(
         ) from error
     outcome = result.return_value or {}
     if "stopped" in outcome:
-        raise StageError(outcome["stopped"])
+        written = _write_nonfinite(folder, identity, outcome["nonfinite"])
+        raise StageError(f"{outcome['stopped']}; written to {written}")
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint; this is a bug, please report it")
     return Path(result.checkpoint.path)
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """One training process; Ray Train calls it on every worker.
-
-    Args:
-        settings: the resolved configuration and where the data set is.
-
-    Returns:
-        ``{"stopped": reason}`` if a guard stopped the run on all workers, else an empty dict.
-    """
-    with ExitStack() as resources:
-        return _train(settings, resources)
-
-
-def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
-    """Train on this worker; what must be closed at the end goes into ``resources``."""
-    import deepspeed
-    import ray.train
-    import torch
-    from ray.train import Checkpoint
-
-    from pipelines.checkpoint import ShardedEma, TrainState, load_checkpoint, save_checkpoint
-    from pipelines.prefetch import read_ahead
-    from pipelines.train_step import NonFiniteLossError, TrainStep
-    from pipelines.zero_config import deepspeed_config, learning_rate
-
-    config = validate_config(settings["config"], source="the driver's configuration")
-    train = config.train
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(train.cpus_per_worker)
-    data = open_training_data(config, num_sharers=context.get_local_world_size())
-    model = build_model(config, data.largest)
-    # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a
-    # compiler and a minute, and waits for ever if an earlier build was killed. gloo is enough.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if train.use_gpu else "gloo")
-    engine, *_ = deepspeed.initialize(
-        model=model.network,
-        model_parameters=[p for p in model.network.parameters() if p.requires_grad],
-        config=deepspeed_config(train),
+def _write_nonfinite(folder: Path, identity: str, record: dict[str, Any]) -> Path:
+    """Write down a step whose loss or gradient is not finite, and how to see it again."""
+    path = folder / f"nonfinite-step-{record['step']}.json"
+    config, output = (folder / "config.yaml").resolve(), folder.parent.resolve()
+    # Not with another number of steps: that would be another learning rate, so another run. The
+    # same one goes on from its last checkpoint and stops at the same step.
+    replay = (
+        f"cil train --config {shlex.quote(str(config))} --output.dir {shlex.quote(str(output))}"
     )
-    ema = ShardedEma(engine, train.ema_decay)
-    state = TrainState(
-        seed=config.seed,
-        world_size=world_size,
-        config_hash=settings["config_hash"],
-        manifest_fingerprint=settings["manifest_fingerprint"],
-    )
-    last_checkpoint = ray.train.get_checkpoint()
-    if last_checkpoint is not None:
-        with last_checkpoint.as_directory() as saved:
-            state = load_checkpoint(Path(saved), engine=engine, ema=ema, expected=state, rank=rank)
-    batches = resources.enter_context(
-        read_ahead(config, data, first_step=state.num_steps, rank=rank, world_size=world_size)
-    )
-    step_of = TrainStep(
-        config, model, batches, engine, world_size=world_size, impl=settings["impl"]
-    )
-    rows: list[dict[str, float]] = []
-    while state.num_steps < train.num_steps:
-        started = time.monotonic()
-        step = state.num_steps
-        try:
-            row = step_of(step, learning_rate=learning_rate(train, step))
-        except NonFiniteLossError as error:
-            return {"stopped": str(error)}  # every rank sees the same loss and stops here
-        ema.update()
-        state.num_steps += 1
-        state.num_clips_seen += train.global_batch_size
-        seconds = time.monotonic() - started
-        rows.append({**row, "step": step, "seconds": seconds, "data_wait_s": batches.last_wait_s})
-        last = state.num_steps == train.num_steps
-        if last or state.num_steps % train.checkpoint_every == 0:
-            with tempfile.TemporaryDirectory() as temporary:
-                save_checkpoint(
-                    Path(temporary), engine=engine, ema=ema, state=state, rank=rank, last=last
-                )
-                ray.train.report({"rows": rows}, checkpoint=Checkpoint.from_directory(temporary))
-            rows = []
-        elif state.num_steps % train.log_every == 0:
-            ray.train.report({"rows": rows})
-            rows = []
-    engine.destroy()
-    return {}
+    write_json(path, {**record, "identity": identity, "replay": replay})
+    return path

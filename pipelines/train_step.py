@@ -18,13 +18,22 @@ from cil.rng import Stream, normal
 from pipelines import fused_input
 from pipelines.batches import Batch, BatchSource
 from pipelines.config import RunConfig
-from pipelines.zero_config import micro_batch_size
+from pipelines.engine import update_weights
+from pipelines.zero_config import SMALLEST_LOSS_SCALE, micro_batch_size
 
 __all__ = ["NonFiniteLossError", "TrainStep"]
 
 
 class NonFiniteLossError(StageError):
-    """A loss or gradient that is NaN or infinite; raised on every rank, the weights untouched."""
+    """A loss or gradient that is NaN or infinite; raised on every rank, the weights untouched.
+
+    Attributes:
+        record: what is needed to look into it, as plain JSON: step, what, value, seed, clips.
+    """
+
+    def __init__(self, message: str, record: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 class TrainStep:
@@ -54,13 +63,26 @@ class TrainStep:
             learning_rate: of this step.
 
         Returns:
-            loss (mean over the global batch), grad_norm, learning_rate, clips, sigma_cond.
+            loss (mean over the global batch), grad_norm, learning_rate, clips, sigma_cond; in fp16
+            also loss_scale.
 
         Raises:
-            NonFiniteLossError: the loss or the norm of the gradient is not finite.
+            NonFiniteLossError: the loss or the norm of the gradient is not finite; in fp16 at every
+                loss scale.
+        """
+        batch = self._batches.batch(step)  # once: a source that reads ahead gives each batch once
+        row = None
+        while row is None:
+            row = self._attempt(step, batch, learning_rate)
+        return row
+
+    def _attempt(self, step: int, batch: Batch, learning_rate: float) -> dict[str, float] | None:
+        """Take the step once; None if fp16 overflowed, then the next attempt has a smaller scale.
+
+        Steps are not skipped: a step is a pure function of its number, so the same one is repeated.
         """
         config, engine = self._config, self._engine
-        batch = self._batches.batch(step)
+        fp16 = config.train.precision == "fp16"
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         total, sigma_cond_total = 0.0, 0.0
@@ -71,12 +93,13 @@ class TrainStep:
             if not torch.isfinite(mean_loss):
                 raise self._not_finite("loss", mean_loss.item(), step)
             engine.backward(result.loss)
-            engine.step()
+            grad_norm = update_weights(engine, config.train)
             total += mean_loss.item() * len(part)
             sigma_cond_total += result.sigma_cond.sum().item()
         share = len(batch)
-        grad_norm = float(engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(grad_norm):  # then DeepSpeed has left the weights alone, silently
+        if not math.isfinite(grad_norm):  # then the weights were left alone
+            if fp16 and engine.optimizer.loss_scale > SMALLEST_LOSS_SCALE:
+                return None
             raise self._not_finite("gradient norm", grad_norm, step)
         return {
             "loss": total / share,
@@ -84,13 +107,22 @@ class TrainStep:
             "learning_rate": learning_rate,
             "sigma_cond": sigma_cond_total / share,
             "clips": float(config.train.global_batch_size),
+            **({"loss_scale": engine.optimizer.loss_scale} if fp16 else {}),
         }
 
     def _not_finite(self, name: str, value: float, step: int) -> NonFiniteLossError:
         keys = self._batches.keys(step)
         return NonFiniteLossError(
             f"the {name} of step {step} is {value}; stopped before the weights were touched. Lower "
-            f"train.learning_rate, or look at these clips: {keys}"
+            f"train.learning_rate, or look at these clips: {keys}",
+            # JSON has no NaN
+            {
+                "step": step,
+                "what": name,
+                "value": str(value),
+                "seed": self._config.seed,
+                "clips": keys,
+            },
         )
 
     def _loss(self, batch: Batch, step: int) -> LossResult:

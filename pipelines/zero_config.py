@@ -5,7 +5,10 @@ from typing import Any
 
 from pipelines.settings import TrainConfig
 
-__all__ = ["deepspeed_config", "learning_rate", "micro_batch_size"]
+__all__ = ["SMALLEST_LOSS_SCALE", "deepspeed_config", "learning_rate", "micro_batch_size"]
+
+SMALLEST_LOSS_SCALE = 1
+"""Loss scale of fp16 at which a gradient that still overflows is an error."""
 
 
 def micro_batch_size(config: TrainConfig) -> int:
@@ -23,33 +26,59 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         Batch sizes, optimiser, precision and ZeRO settings.
     """
     micro = micro_batch_size(config)
-    return {
+    made: dict[str, Any] = {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": config.global_batch_size // (micro * config.num_workers),
         "gradient_clipping": config.max_grad_norm,
         "steps_per_print": 10**9,
         "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "overlap_comm": config.use_gpu,
-            "contiguous_gradients": True,
-        },
+        "zero_optimization": _zero(config),
         "optimizer": {
             "type": "AdamW",
             "params": {
                 "lr": config.learning_rate,
                 "betas": [config.adam_beta1, config.adam_beta2],
                 "weight_decay": config.weight_decay,
-                # torch's AdamW: the fused one of DeepSpeed would be compiled on first use
-                "torch_adam": True,
+                # torch's AdamW: the fused one of DeepSpeed would be compiled on first use. The one
+                # for an optimiser on the CPU is compiled too, but torch's takes many times longer.
+                "torch_adam": not config.offload_optimizer,
             },
         },
     }
+    if config.precision == "fp16":
+        made["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,  # adapts
+            "hysteresis": 1,  # each overflow halves it
+            "min_loss_scale": SMALLEST_LOSS_SCALE,
+        }
+    return made
+
+
+def _zero(config: TrainConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 0:
+        return zero
+    zero |= {
+        "overlap_comm": config.use_gpu,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": config.communication_elements,
+    }
+    if config.zero_stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": config.communication_elements,
+            "stage3_param_persistence_threshold": config.persistent_elements,
+        }
+    else:
+        zero["allgather_bucket_size"] = config.communication_elements
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return zero
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine to the final fraction.
+    """Learning rate of a step: linear warm-up, then ``lr_schedule`` to the final fraction.
 
     Args:
         config: training settings.
@@ -57,8 +86,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    length = max(config.num_steps - 1 - config.warmup_steps, 1)  # the last step ends the cosine
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    length = max(config.num_steps - 1 - config.warmup_steps, 1)  # the last step ends the schedule
     progress = min((step - config.warmup_steps) / length, 1.0)
+    falling = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}
     floor = config.final_learning_rate_fraction
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * (floor + (1 - floor) * cosine)
+    return config.learning_rate * (floor + (1 - floor) * falling[config.lr_schedule])

@@ -198,6 +198,10 @@ class ImageToVideoModel(Protocol):
         """
         ...
 
+    def temporal_parameters(self) -> frozenset[str]:
+        """Return the names of the network's parameters that mix frames, as in its state dict."""
+        ...
+
     def encode_condition(self, frame: Any) -> Tensor:
         """Make the image tokens of one conditioning image.
 

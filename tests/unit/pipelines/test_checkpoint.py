@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from cil.errors import DataError
-from pipelines.checkpoint import ShardedEma, TrainState, load_checkpoint, save_checkpoint
+from pipelines.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from pipelines.weight_average import ShardedEma
 
 STATE = TrainState(
     num_steps=7,
@@ -21,11 +22,16 @@ STATE = TrainState(
 class FakeEngine:
     """What checkpoints use of a DeepSpeed engine, on one process."""
 
-    def __init__(self, value=1.0):
+    def __init__(self, value=1.0, *, stage=2):
         self.module = torch.nn.Linear(2, 2)
         self.optimizer = self
         self.single_partition_of_fp32_groups = [torch.full((4,), value), torch.full((2,), -value)]
-        self.loads = True
+        self.fp32_partitioned_groups_flat = [torch.full((3,), value)]
+        self.param_groups = [{"params": list(self.module.parameters())}]
+        self.stage, self.loads = stage, True
+
+    def zero_optimization_stage(self):
+        return self.stage
 
     def save_checkpoint(self, folder, tag):
         (self._folder(folder) / tag).mkdir(parents=True)
@@ -158,3 +164,40 @@ def test_the_average_is_saved_in_float32(tmp_path):
         "group0": torch.float32,
         "group1": torch.float32,
     }
+
+
+def test_the_average_is_kept_where_each_stage_has_its_fp32_weights():
+    shapes = {
+        stage: [tuple(shard.shape) for shard in ShardedEma(FakeEngine(stage=stage), 0.9).shards]
+        for stage in range(4)
+    }
+    assert shapes == {0: [(2, 2), (2,)], 1: [(4,), (2,)], 2: [(4,), (2,)], 3: [(3,)]}
+
+
+def test_without_zero_one_file_serves_all_ranks(tmp_path):
+    engine = FakeEngine(stage=0)
+    ema = ShardedEma(engine, 0.5)
+    with torch.no_grad():
+        engine.module.weight.add_(1.0)
+    ema.update()
+    before = [shard.clone() for shard in ema.shards]
+    for rank in (0, 1):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        save_checkpoint(folder, engine=engine, ema=ema, state=STATE, rank=rank, last=True)
+    written = [sorted(path.name for path in (tmp_path / rank).iterdir()) for rank in "01"]
+    files = ["ema.safetensors", "ema_rank0.safetensors", "state", "train_state.json"]
+    assert written == [files, ["state"]]
+    fresh = ShardedEma(FakeEngine(stage=0), 0.5)
+    load_checkpoint(tmp_path / "0", engine=engine, ema=fresh, expected=STATE, rank=1)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.shards, before, strict=True))
+    whole = load_file(tmp_path / "0" / "ema.safetensors")
+    assert torch.equal(whole["weight"], engine.module.weight - 0.5)
+    assert torch.equal(whole["bias"], engine.module.bias)
+
+
+def test_what_is_frozen_is_not_in_the_average():
+    engine = FakeEngine(stage=0)
+    engine.module.bias.requires_grad_(False)
+    engine.param_groups = [{"params": [engine.module.weight]}]
+    assert list(ShardedEma(engine, 0.5).gather(engine.module)) == ["weight"]

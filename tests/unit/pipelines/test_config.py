@@ -54,7 +54,7 @@ def test_every_mistake_is_reported_at_once_with_its_path(mistakes):
         seed: -1
         data: {fps: fast, num_frames: 0, hieght: 32}
         trian: {num_steps: 3}
-        train: {learning_rate: -1, zero_stage: 3, betas: [1, 2]}
+        train: {learning_rate: -1, zero_stage: 4, betas: [1, 2]}
         model: {block_out_channels: [32, wide, 64]}
         num_steps: 7
         """
@@ -85,7 +85,7 @@ def test_every_mistake_is_reported_at_once_with_its_path(mistakes):
         ("data: 5", "data: must be a dictionary"),
         ("data:", "data: must be a dictionary"),
         ("seed: 9223372036854775808", "seed: must be less than 9223372036854775808"),
-        ("train: {precision: fp8}", "train.precision: must be 'fp32' or 'bf16', got 'fp8'"),
+        ("train: {precision: fp8}", "train.precision: must be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
         ("model: {block_out_channels: 32}", "model.block_out_channels: must be a valid tuple"),
         ("sample: {start_time: 0}", "sample.start_time: must be greater than 0, got 0"),
         ("sample: {start_time: 1.01}", "sample.start_time: must be less than or equal to 1"),

@@ -3,9 +3,10 @@ import json
 from contextlib import ExitStack
 
 import pytest
+import torch
 
 from cil.errors import ConfigError, DataError, StageError
-from pipelines import train
+from pipelines import train, train_worker
 from pipelines.shard_reader import ShardReader
 from pipelines.shards import tar_name
 from pipelines.train import train_identity
@@ -49,6 +50,10 @@ def run_without_ray(config):
         {"train": {"micro_batch_size": 1}},
         {"train": {"ema_decay": 0.5}},
         {"train": {"precision": "bf16"}},
+        {"train": {"zero_stage": 3}},
+        {"train": {"trainable": "temporal"}},
+        {"train": {"gradient_checkpointing": True}},
+        {"train": {"lr_schedule": "linear"}},
         {"train": {"condition_dropout": 0.1}},
         {"model": {"p_mean": 0.5}},
         {"model": {"motion_bucket_id": 3.0}},
@@ -170,3 +175,45 @@ def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path
     with pytest.raises(DataError, match="is missing; run encode again"):
         run_without_ray(config)
     assert len(ShardReader(tmp_path / "run" / "dataset")) == 5
+
+
+# -- guards ---------------------------------------------------------------------------------------
+
+
+def test_a_gpu_without_memory_is_told_what_helps(monkeypatch):
+    closed = []
+
+    def train_it(settings, resources):
+        resources.callback(closed.append, "batches")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(train_worker, "_train", train_it)
+    with pytest.raises(StageError, match="too little memory: CUDA out of memory; ") as caught:
+        train_worker.train_worker({})
+    for name in ("micro_batch_size", "gradient_checkpointing", "zero_stage", "offload_optimizer"):
+        assert f"train.{name}" in str(caught.value)
+    assert closed == ["batches"]
+
+
+def test_other_errors_of_a_worker_are_left_as_they_are(monkeypatch):
+    def train_it(settings, resources):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(train_worker, "_train", train_it)
+    with pytest.raises(RuntimeError, match="something else"):
+        train_worker.train_worker({})
+
+
+def test_a_step_that_is_not_finite_is_written_down_with_its_replay(tmp_path):
+    import shlex
+
+    folder = tmp_path / "a run" / "train"
+    folder.mkdir(parents=True)
+    record = {"step": 12, "what": "loss", "value": "nan", "seed": 3, "clips": ["k1", "k2"]}
+    path = train._write_nonfinite(folder, "i" * 64, record)
+    assert path == folder / "nonfinite-step-12.json"
+    written = json.loads(path.read_text())
+    replay = shlex.split(written.pop("replay"))
+    assert written == {**record, "identity": "i" * 64}
+    config, output = str(folder / "config.yaml"), str(tmp_path / "a run")
+    assert replay == ["cil", "train", "--config", config, "--output.dir", output]

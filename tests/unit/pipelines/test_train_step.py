@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -9,20 +10,26 @@ from cil.errors import ConfigError, StageError
 from pipelines import train_step
 from pipelines.batches import BatchReader
 from pipelines.data_order import DataOrder
+from pipelines.prefetch import Prefetch
 from pipelines.shard_reader import ShardReader
 from pipelines.train_step import NonFiniteLossError, TrainStep
 
 
 class FakeEngine:
-    """What `TrainStep` uses of a DeepSpeed engine: plain SGD, accumulation, no clipping."""
+    """What `TrainStep` uses of a DeepSpeed engine: plain SGD, accumulation, no clipping.
+
+    ``overflows`` has for each update how many attempts at it overflow before one succeeds.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, network, *, accumulation=1, grad_norm=1.0):
+    def __init__(self, network, *, accumulation=1, grad_norm=1.0, overflows=(), loss_scale=2.0**16):
         self.network = copy.deepcopy(network)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.0)
         self.losses, self.steps = [], 0
         self._accumulation, self._grad_norm = accumulation, grad_norm
+        self.optimizer.loss_scale = loss_scale
+        self._overflows, self._overflowed = list(overflows), False
 
     def __call__(self, *arguments, **named):
         return self.network(*arguments, **named)
@@ -32,11 +39,19 @@ class FakeEngine:
         (loss / self._accumulation).backward()
 
     def step(self):
-        if len(self.losses) % self._accumulation == 0:
+        if len(self.losses) % self._accumulation:
+            return
+        self._overflowed = bool(self._overflows and self._overflows[0])
+        if self._overflowed:
+            self._overflows[0] -= 1
+            self.optimizer.loss_scale = max(self.optimizer.loss_scale / 2, 1)
+            self.optimizer.zero_grad()
+        else:
+            self._overflows = self._overflows[1:]
             self.steps += 1
 
     def get_global_grad_norm(self):
-        return self._grad_norm
+        return math.inf if self._overflowed else self._grad_norm
 
     def gradient(self):
         return torch.cat(
@@ -66,12 +81,12 @@ def batches_of(encoded_run, reader):
 
 
 @pytest.fixture(scope="module")
-def clips_of(encoded_run, reader):
-    """Return the numbers of the clips of a step."""
+def keys_of(encoded_run, reader):
+    """Return the sample keys of a step."""
     order = DataOrder(
         {reader.bucket: len(reader)}, global_batch_size=4, seed=encoded_run.config.seed
     )
-    return lambda step: order.clips(step).indices
+    return lambda step: [reader.key(index) for index in order.clips(step).indices]
 
 
 @pytest.fixture
@@ -84,7 +99,7 @@ def step_of(encoded_run, tiny_model, batches_of, monkeypatch):
     world = [1]
 
     def make(
-        *, rank=0, world_size=1, wrap=lambda source: source, grad_norm=1.0, impl="torch", **train
+        *, rank=0, world_size=1, wrap=lambda source: source, engine=None, impl="torch", **train
     ):
         world[0] = world_size
         config = dataclasses.replace(
@@ -93,7 +108,7 @@ def step_of(encoded_run, tiny_model, batches_of, monkeypatch):
         )
         micro = config.train.micro_batch_size or 4 // world_size
         engine = FakeEngine(
-            tiny_model.network, accumulation=4 // world_size // micro, grad_norm=grad_norm
+            tiny_model.network, accumulation=4 // world_size // micro, **(engine or {})
         )
         batches = wrap(batches_of(rank, world_size))
         step = TrainStep(config, tiny_model, batches, engine, world_size=world_size, impl=impl)
@@ -145,7 +160,7 @@ def test_a_step_is_a_pure_function_of_its_number(step_of):
 
 
 def test_a_row_says_what_was_done(step_of):
-    take, engine = step_of(grad_norm=0.75)
+    take, engine = step_of(engine={"grad_norm": 0.75})
     row = take(0, learning_rate=0.125)
     assert {name: row[name] for name in ("grad_norm", "learning_rate", "clips")} == {
         "grad_norm": 0.75,
@@ -253,16 +268,23 @@ class Poisoned:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
 def test_a_loss_that_is_not_finite_stops_before_the_update(
-    step_of, clips_of, reader, value, micro_batch_size
+    step_of, keys_of, encoded_run, value, micro_batch_size
 ):
-    indices = clips_of(2)
     take, engine = step_of(wrap=Poisoned.by(3, value), micro_batch_size=micro_batch_size)
     with pytest.raises(NonFiniteLossError, match=r"the loss of step 2 is (nan|inf)") as caught:
         take(2, learning_rate=0.1)
     assert engine.steps == 0
     assert len(engine.losses) == (3 if micro_batch_size else 0)
-    assert all(reader.key(index) in str(caught.value) for index in indices)
+    assert all(key in str(caught.value) for key in keys_of(2))
     assert isinstance(caught.value, StageError)
+    assert caught.value.record == {
+        "step": 2,
+        "what": "loss",
+        "value": caught.value.record["value"],
+        "seed": encoded_run.config.seed,
+        "clips": keys_of(2),
+    }
+    assert caught.value.record["value"] in ("nan", "inf")
 
 
 def test_every_rank_hears_of_a_broken_clip(step_of, monkeypatch):
@@ -280,14 +302,14 @@ def test_every_rank_hears_of_a_broken_clip(step_of, monkeypatch):
 @pytest.mark.parametrize("norm", [float("inf"), float("nan")])
 def test_a_gradient_that_is_not_finite_stops_the_run(step_of, reader, norm):
     """DeepSpeed then leaves the weights alone without a word, for ever if need be."""
-    take, _ = step_of(grad_norm=norm)
+    take, _ = step_of(engine={"grad_norm": norm})
     with pytest.raises(NonFiniteLossError, match=f"gradient norm of step 5 is {norm}") as caught:
         take(5, learning_rate=0.1)
     assert sum(reader.key(index) in str(caught.value) for index in range(len(reader))) >= 3
 
 
 def test_a_missing_gradient_norm_is_no_error(step_of):
-    take, _ = step_of(grad_norm=None)
+    take, _ = step_of(engine={"grad_norm": None})
     assert take(0, learning_rate=0.1)["grad_norm"] == 0.0
 
 
@@ -330,3 +352,98 @@ def test_one_more_worker_gives_each_clip_the_same_noise(step_of, encoded_run):
     take(1, learning_rate=0.1)
     assert parts == pytest.approx(engine.losses, rel=1e-5)
     assert len(set(parts)) == 4
+
+
+# -- a step that overflows in fp16 is tried again --------------------------------------------------
+
+
+class Noted:
+    """A source that notes what it gives."""
+
+    def __init__(self, source):
+        self._source, self.keys = source, source.keys
+        self.given = []
+
+    def batch(self, step):
+        batch = self._source.batch(step)
+        self.given.append((step, [record.key for record in batch.records]))
+        return batch
+
+
+@pytest.fixture
+def noted(step_of):
+    """Take three steps in fp16 on batches that are read ahead.
+
+    Returns the rows, what was given, and the engine.
+    """
+
+    def take_all(**settings):
+        sources = []
+
+        def wrap(source):
+            ahead = Prefetch(source, first_step=0, num_steps=3, num_batches=2)
+            sources.append(Noted(ahead))
+            ahead_of_all.enter_context(ahead)
+            return sources[0]
+
+        with ExitStack() as ahead_of_all:
+            take, engine = step_of(wrap=wrap, precision="fp16", **settings)
+            rows = [take(step, learning_rate=0.1) for step in range(3)]
+        return rows, sources[0].given, engine
+
+    return take_all
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_steps_that_overflow_leave_the_order_of_the_clips_as_it_is(
+    noted, keys_of, micro_batch_size
+):
+    """Batches that are read ahead are given once each and in order, however often a step fails."""
+    micro = micro_batch_size or 4
+    plain, given, engine = noted(micro_batch_size=micro)
+    expected = [(step, keys_of(step)) for step in range(3)]
+    assert given == expected
+    rows, given, other = noted(micro_batch_size=micro, engine={"overflows": [1, 3, 0]})
+    assert given == expected
+    assert (engine.steps, other.steps) == (3, 3)
+    # every attempt had the clips and the noise of its step
+    attempts = [losses_of(other.losses, 4 // micro, number) for number in range(7)]
+    steps = [losses_of(engine.losses, 4 // micro, number) for number in range(3)]
+    assert attempts == [steps[0]] * 2 + [steps[1]] * 4 + [steps[2]]
+    assert len(other.losses) == 7 * 4 // micro
+    # and a row tells of the attempt that counted, alone
+    scales = [row.pop("loss_scale") for row in rows]
+    assert scales == [2.0**15, 2.0**12, 2.0**12]
+    assert [row.pop("loss_scale") for row in plain] == [2.0**16] * 3
+    assert rows == plain
+
+
+def losses_of(losses, share, attempt):
+    return losses[attempt * share : (attempt + 1) * share]
+
+
+def test_every_attempt_has_the_same_gradient(step_of):
+    gradients = []
+    for overflows in ([], [2]):
+        take, engine = step_of(precision="fp16", engine={"overflows": overflows})
+        take(1, learning_rate=0.1)
+        gradients.append(engine.gradient())
+    assert gradients[0].norm() > 0
+    assert torch.equal(*gradients)
+
+
+def test_a_gradient_that_overflows_at_every_scale_stops_the_run(step_of, keys_of):
+    take, engine = step_of(precision="fp16", engine={"overflows": [99], "loss_scale": 8.0})
+    with pytest.raises(NonFiniteLossError, match="the gradient norm of step 4 is inf") as caught:
+        take(4, learning_rate=0.1)
+    # 8 -> 4 -> 2 -> 1: the third fails at the scale of 2, and halves it to the smallest
+    assert len(engine.losses) == 3
+    assert engine.steps == 0
+    assert caught.value.record["clips"] == keys_of(4)
+
+
+def test_without_a_loss_scale_no_step_is_tried_again(step_of):
+    take, engine = step_of(precision="bf16", engine={"overflows": [1]})
+    with pytest.raises(NonFiniteLossError, match="the gradient norm of step 0 is inf"):
+        take(0, learning_rate=0.1)
+    assert len(engine.losses) == 1

@@ -1,0 +1,23 @@
+"""Which layers of the network of Stable Video Diffusion, as diffusers builds it, mix frames.
+
+    residual blocks     temporal_res_block, and time_mixer, which weighs it against the spatial one
+    transformers        temporal_transformer_blocks, the frames' time_pos_embed, and time_mixer
+
+All others see one frame at a time, or no frame at all: the embeddings of noise level and fps.
+"""
+
+from torch import nn
+
+__all__ = ["svd_temporal_parameters"]
+
+_TEMPORAL = {"temporal_res_block", "temporal_transformer_blocks", "time_pos_embed", "time_mixer"}
+
+
+def svd_temporal_parameters(network: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters of all temporal layers.
+
+    Args:
+        network: a ``UNetSpatioTemporalConditionModel`` of diffusers, of any size.
+    """
+    names = (name for name, _ in network.named_parameters())
+    return frozenset(name for name in names if _TEMPORAL & set(name.split(".")))

@@ -1,0 +1,132 @@
+"""DeepSpeed around a network: what is trained, the engine that trains it, and one update of it.
+
+In: training settings and a model. Out: a DeepSpeed engine, whose optimiser holds the trained
+parameters only. No Ray: whoever calls has a process per worker with RANK, WORLD_SIZE and
+MASTER_ADDR set.
+"""
+
+import math
+import shutil
+from typing import Any
+
+import torch
+
+from cil.errors import ConfigError
+from cil.models import ImageToVideoModel
+from pipelines.config import environment
+from pipelines.settings import TrainConfig
+from pipelines.zero_config import deepspeed_config
+
+__all__ = ["choose_trainable", "start_engine", "update_weights"]
+
+
+def choose_trainable(config: TrainConfig, model: ImageToVideoModel) -> frozenset[str]:
+    """Let gradients reach what is trained, and nothing else.
+
+    Args:
+        config: training settings.
+        model: its network's parameters are marked in place.
+
+    Returns:
+        Names of the trained parameters.
+
+    Raises:
+        ConfigError: the network has no parameter of that kind.
+    """
+    names = frozenset(name for name, _ in model.network.named_parameters())
+    if config.trainable == "temporal":
+        names = model.temporal_parameters()
+    if not names:
+        raise ConfigError(
+            f"train.trainable {config.trainable!r} leaves nothing to train in a network of the "
+            f"family {model.family}; use all"
+        )
+    for name, parameter in model.network.named_parameters():
+        parameter.requires_grad_(name in names)
+    return names
+
+
+def start_engine(config: TrainConfig, model: ImageToVideoModel) -> Any:
+    """Start DeepSpeed around the model's network; a collective call.
+
+    Args:
+        config: training settings.
+        model: the same on every worker, on the CPU.
+
+    Returns:
+        The DeepSpeed engine.
+
+    Raises:
+        ConfigError: nothing to train, or no compiler for an optimiser on the CPU.
+    """
+    if config.offload_optimizer:
+        _check_compiler()
+    import deepspeed
+
+    choose_trainable(config, model)
+    if config.gradient_checkpointing:
+        model.network.enable_gradient_checkpointing()  # type: ignore[operator]
+    # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a
+    # compiler and a minute, and waits for ever if an earlier build was killed. gloo is enough.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if config.use_gpu else "gloo")
+    # Not deepspeed.zero.Init: diffusers' networks cannot be built inside it.
+    engine, *_ = deepspeed.initialize(
+        model=model.network,
+        model_parameters=[p for p in model.network.parameters() if p.requires_grad],
+        config=deepspeed_config(config),
+    )
+    if config.zero_stage == 0 and config.precision == "bf16":
+        _undo_first_update(engine)
+    return engine
+
+
+@torch.no_grad()
+def _undo_first_update(engine: Any) -> None:
+    """Undo what DeepSpeed's optimiser of half precision without ZeRO does when it is made.
+
+    It takes a step with a zero gradient to allocate its state. That decays the weights once, and
+    the first real step would be corrected for bias as the second.
+    """
+    optimiser = engine.optimizer
+    optimiser.optimizer.state.clear()
+    for copies, parameters in zip(optimiser.fp32_groups, optimiser.fp16_groups, strict=True):
+        for copy, parameter in zip(copies, parameters, strict=True):
+            copy.copy_(parameter)
+
+
+def _check_compiler() -> None:
+    compiler = environment("CXX") or "c++"
+    missing = [name for name in (compiler, "ninja") if shutil.which(name) is None]
+    if missing:
+        raise ConfigError(
+            "train.offload_optimizer compiles DeepSpeed's Adam on first use; not found on the "
+            f"worker: {', '.join(missing)}; install it or leave train.offload_optimizer out"
+        )
+
+
+def update_weights(engine: Any, config: TrainConfig) -> float:
+    """Update the weights with the gradient that ``engine.backward`` has gathered.
+
+    Before the last micro-batch of a step this only counts it.
+
+    Args:
+        engine: DeepSpeed engine.
+        config: its settings.
+
+    Returns:
+        After the last micro-batch, the norm of the gradient before clipping. If it is not finite,
+        the weights are as they were; in fp16 the next attempt has half the loss scale.
+    """
+    # DeepSpeed looks at the gradient itself, unless its optimiser is torch's
+    if config.zero_stage == 0 and config.precision == "fp32":
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()
+            return 0.0
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            engine.step()
+        return norm
+    engine.step()
+    return float(engine.get_global_grad_norm() or 0.0)

@@ -1,0 +1,111 @@
+"""One process of training on Ray Train: latent shards in, metrics and checkpoints out.
+
+Each worker builds the same network, reads its share of every batch ahead, and takes optimiser steps
+(`train_step.py`) from the last committed checkpoint on.
+"""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cil.errors import StageError
+from pipelines.config import validate_config
+from pipelines.dataset import open_training_data
+from pipelines.model_folder import build_model
+
+__all__ = ["train_worker"]
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """One training process; Ray Train calls it on every worker.
+
+    Args:
+        settings: the resolved configuration and where the data set is.
+
+    Returns:
+        ``{"stopped": reason, "nonfinite": record}`` if a guard stopped the run on all workers, else
+        an empty dict.
+
+    Raises:
+        StageError: the GPU has too little memory.
+    """
+    import torch
+
+    try:
+        with ExitStack() as resources:
+            return _train(settings, resources)
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            f"the GPU has too little memory: {str(error).partition('. ')[0]}; lower "
+            "train.micro_batch_size, set train.gradient_checkpointing, or raise train.zero_stage "
+            "(from 1 on, train.offload_optimizer moves the optimiser's state to the CPU)"
+        ) from error
+
+
+def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
+    """Train until the last step; what must be closed at the end goes into ``resources``."""
+    import ray.train
+    import torch
+    from ray.train import Checkpoint
+
+    from pipelines.checkpoint import TrainState, load_checkpoint, save_checkpoint
+    from pipelines.engine import start_engine
+    from pipelines.prefetch import read_ahead
+    from pipelines.train_step import NonFiniteLossError, TrainStep
+    from pipelines.weight_average import ShardedEma
+    from pipelines.zero_config import learning_rate
+
+    config = validate_config(settings["config"], source="the driver's configuration")
+    train = config.train
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(train.cpus_per_worker)
+    data = open_training_data(config, num_sharers=context.get_local_world_size())
+    model = build_model(config, data.largest)
+    engine = start_engine(train, model)
+    ema = ShardedEma(engine, train.ema_decay)
+    state = TrainState(
+        seed=config.seed,
+        world_size=world_size,
+        config_hash=settings["config_hash"],
+        manifest_fingerprint=settings["manifest_fingerprint"],
+    )
+    last_checkpoint = ray.train.get_checkpoint()
+    if last_checkpoint is not None:
+        with last_checkpoint.as_directory() as saved:
+            state = load_checkpoint(Path(saved), engine=engine, ema=ema, expected=state, rank=rank)
+    batches = resources.enter_context(
+        read_ahead(config, data, first_step=state.num_steps, rank=rank, world_size=world_size)
+    )
+    step_of = TrainStep(
+        config, model, batches, engine, world_size=world_size, impl=settings["impl"]
+    )
+    rows: list[dict[str, float]] = []
+    while state.num_steps < train.num_steps:
+        started = time.monotonic()
+        step = state.num_steps
+        try:
+            row = step_of(step, learning_rate=learning_rate(train, step))
+        except NonFiniteLossError as error:
+            # every rank sees the same loss and stops here
+            return {"stopped": str(error), "nonfinite": error.record}
+        ema.update()
+        state.num_steps += 1
+        state.num_clips_seen += train.global_batch_size
+        seconds = time.monotonic() - started
+        rows.append({**row, "step": step, "seconds": seconds, "data_wait_s": batches.last_wait_s})
+        last = state.num_steps == train.num_steps
+        if last or state.num_steps % train.checkpoint_every == 0:
+            with tempfile.TemporaryDirectory() as temporary:
+                save_checkpoint(
+                    Path(temporary), engine=engine, ema=ema, state=state, rank=rank, last=last
+                )
+                ray.train.report({"rows": rows}, checkpoint=Checkpoint.from_directory(temporary))
+            rows = []
+        elif state.num_steps % train.log_every == 0:
+            ray.train.report({"rows": rows})
+            rows = []
+    engine.destroy()
+    return {}

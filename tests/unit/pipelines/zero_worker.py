@@ -1,0 +1,150 @@
+"""One rank of a training without Ray: runs cases one after another in one process group.
+
+    python zero_worker.py SPEC.json RANK
+
+The specification holds the configuration and the cases; rank 0 writes what came out.
+"""
+
+import json
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    rank, world_size = int(sys.argv[2]), spec["world_size"]
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(spec["port"]),
+    )
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    torch.set_num_threads(1)
+    # DeepSpeed refuses fp16 on most CPUs for being slow; for looking at its loss scale it will do
+    get_accelerator().is_fp16_supported = lambda: True
+    for case in spec["cases"]:
+        folder = Path(spec["output"]) / case["name"]
+        result = run_case(spec["config"], case, folder, rank, world_size)
+        if rank == 0:
+            (folder / "result.json").write_text(json.dumps(result))
+
+
+def run_case(config, case, folder, rank, world_size):
+    import dataclasses
+
+    import torch
+    from deepspeed.utils import safe_get_full_fp32_param
+    from safetensors.torch import save_file
+
+    from pipelines.checkpoint import TrainState, load_checkpoint, save_checkpoint
+    from pipelines.config import RunConfig, validate_config
+    from pipelines.dataset import open_training_data
+    from pipelines.engine import start_engine
+    from pipelines.model_folder import build_model
+    from pipelines.prefetch import read_ahead
+    from pipelines.train_step import NonFiniteLossError, TrainStep
+    from pipelines.weight_average import ShardedEma
+    from pipelines.zero_config import learning_rate
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config: RunConfig = validate_config(config, source="the test")
+    # past the checks on purpose: fp16 without a GPU is refused there
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **case["train"]))
+    train, data = config.train, open_training_data(config, num_sharers=world_size)
+    resources = ExitStack()
+
+    def scale_gradient(module, inputs, output):
+        """Leave the loss what it is, but not its gradient."""
+        output.register_hook(lambda gradient: gradient * case["explode"])
+
+    def start(first_step):
+        resources.close()
+        model = build_model(config, data.largest)
+        if "explode" in case:
+            model.network.conv_out.register_forward_hook(scale_gradient)
+        engine = start_engine(train, model)
+        batches = resources.enter_context(
+            read_ahead(config, data, first_step=first_step, rank=rank, world_size=world_size)
+        )
+        take = TrainStep(config, model, batches, engine, world_size=world_size)
+        return engine, ShardedEma(engine, train.ema_decay), take
+
+    engine, ema, take = start(0)
+    trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    state = TrainState(world_size=world_size)
+    result = {"rows": [], "master_elements": 0, "optimiser_elements": 0}
+    masters = []
+
+    def remember():
+        """Note the weights in full precision, gathered parameter by parameter."""
+        if train.zero_stage:
+            whole = [safe_get_full_fp32_param(parameter) for _, parameter in trained]
+        else:
+            whole = engine.optimizer.param_groups[0]["params"]
+        names = [name for name, _ in trained]
+        masters.append({n: value.detach().clone() for n, value in zip(names, whole, strict=True)})
+
+    if case.get("masters"):
+        remember()
+    while state.num_steps < case.get("stop_after", train.num_steps):
+        try:
+            row = take(state.num_steps, learning_rate=learning_rate(train, state.num_steps))
+        except NonFiniteLossError as error:
+            result["error"], result["record"] = str(error), error.record
+            break
+        ema.update()
+        result["rows"].append(row)
+        state.num_steps += 1
+        state.num_clips_seen += train.global_batch_size
+        if case.get("masters"):
+            remember()
+        if state.num_steps == case.get("resume_after"):
+            save_checkpoint(folder, engine=engine, ema=ema, state=state, rank=rank, last=False)
+            torch.distributed.barrier()
+            engine.destroy()
+            engine, ema, take = start(state.num_steps)
+            trained = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+            state = load_checkpoint(
+                folder,
+                engine=engine,
+                ema=ema,
+                expected=TrainState(world_size=world_size),
+                rank=rank,
+            )
+    if case.get("masters"):
+        remember()
+    optimiser = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    sizes = torch.tensor(
+        [
+            sum(shard.numel() for shard in ema.shards),
+            sum(
+                value.numel()
+                for state_of_one in optimiser.state.values()
+                for value in state_of_one.values()
+                if torch.is_tensor(value) and value.numel() > 1
+            ),
+        ]
+    )
+    torch.distributed.all_reduce(sizes)
+    result["master_elements"], result["optimiser_elements"] = sizes.tolist()
+    save_checkpoint(folder / "last", engine=engine, ema=ema, state=state, rank=rank, last=True)
+    if rank == 0:
+        for number, step in enumerate(masters):
+            save_file(
+                {name: value.reshape(-1).contiguous() for name, value in step.items()},
+                folder / f"masters{number}.safetensors",
+            )
+    torch.distributed.barrier()
+    resources.close()
+    engine.destroy()
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,12 @@ from cil.shapes import check_shape
 __all__ = ["LatentMoments", "StandardErrors", "jackknife", "merged"]
 
 
+def _is_finite(values: Tensor) -> bool:
+    """Tell whether all values are finite, in one pass: NaN wins over both extremes."""
+    low, high = torch.aminmax(values)
+    return bool(low.isfinite()) and bool(high.isfinite())
+
+
 class LatentMoments:
     """Mean and variance of clean latents, mergeable and exact to 1e-12 in any order.
 
@@ -45,7 +51,7 @@ class LatentMoments:
         """
         if self._mean is None:
             raise DataError("the moments hold no clip yet, got count = 0; update them with latents")
-        return self._mean
+        return self._mean.clone()
 
     @property
     def position_variance(self) -> Tensor:
@@ -85,22 +91,30 @@ class LatentMoments:
         """
         check_shape("latents", latents, "N F C H W")
         values = latents.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(values).all()):
-            raise DataError("latents must be finite, got NaN or Inf; find and drop the broken clip")
         if std is not None and std.shape != latents.shape:
             raise DataError(
                 f"std must have the shape {tuple(latents.shape)} of the latents, "
                 f"got {tuple(std.shape)}"
             )
-        if values.shape[0] == 0:
+        if values.numel() == 0:
             return self
-        mean = values.mean(dim=0)
-        m2 = (values - mean).square().sum(dim=0)
+        if not _is_finite(values):
+            raise DataError("latents must be finite, got NaN or Inf; find and drop the broken clip")
+        mean = values[0].clone()  # clip by clip: torch is slow at reducing the first dimension
+        for clip in values[1:]:
+            mean.add_(clip)
+        mean.div_(values.shape[0])
+        m2 = torch.zeros_like(mean)
+        if values.shape[0] > 1:  # one clip does not differ from its own mean
+            for clip in values:
+                delta = clip - mean
+                m2.addcmul_(delta, delta)
         if std is not None:
             spread = std.detach().to("cpu", torch.float64)
-            if not bool(torch.isfinite(spread).all()) or bool((spread < 0).any()):
+            if not _is_finite(spread) or bool(spread.amin() < 0):
                 raise DataError("std must be finite and >= 0; find and drop the broken clip")
-            m2 = m2 + spread.square().sum(dim=0)
+            for clip in spread:
+                m2.addcmul_(clip, clip)
         return self._add(values.shape[0], mean, m2)
 
     def merge(self, other: "LatentMoments") -> "LatentMoments":
@@ -130,8 +144,8 @@ class LatentMoments:
             )
         total = self._count + count
         delta = mean - self._mean
-        self._mean = self._mean + delta * (count / total)
-        self._m2 = self._m2 + m2 + delta.square() * (self._count * count / total)
+        self._mean.add_(delta, alpha=count / total)
+        self._m2.add_(m2).addcmul_(delta, delta, value=self._count * count / total)
         self._count = total
         return self
 

@@ -39,6 +39,10 @@ from pipelines.store import open_store
 __all__ = ["EncoderSettings", "ShardEncoder", "encode_shard"]
 
 
+_THUMBNAIL_SIDE = 192
+"""Longest side of a thumbnail in pixels."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSettings:
     """All that a worker must know, besides the shard."""
@@ -192,8 +196,10 @@ class ShardEncoder:
 
 
 def _webp(frame: npt.NDArray[np.uint8]) -> bytes:
+    """Return a small picture of a frame, for people."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="WEBP", quality=90, method=1)
+    picture, buffer = Image.fromarray(frame), io.BytesIO()
+    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BOX)
+    picture.save(buffer, format="WEBP", quality=80, method=0)
     return buffer.getvalue()

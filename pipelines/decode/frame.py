@@ -1,6 +1,6 @@
 """Frames: (H, W, 3) uint8 RGB arrays, upright, with their number and time in the video."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,35 @@ Frame = npt.NDArray[np.uint8]
 """(H, W, 3) uint8 RGB, turned as the file's rotation flag says."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFrame:
-    """One decoded frame and its place in the video."""
+    """One decoded frame and its place in the video; its pixels are made when they are asked for.
 
-    number: int
-    """Frames that are shown before this one."""
-    time_s: float
-    """Presentation time in seconds, as the container states it; a video need not begin at 0."""
-    pixels: Frame
+    Most frames of a video are decoded only because others refer to them, and turning a frame into
+    RGB can take longer than decoding it.
+
+    Attributes:
+        number: frames that are shown before this one.
+        time_s: presentation time in seconds, as the container states it; a video need not begin
+            at 0.
+    """
+
+    __slots__ = ("_pixels", "number", "time_s")
+
+    def __init__(self, *, number: int, time_s: float, pixels: Frame | Callable[[], Frame]) -> None:
+        self.number = number
+        self.time_s = time_s
+        self._pixels = pixels
+
+    @property
+    def pixels(self) -> Frame:
+        """RGB picture, (H, W, 3) uint8.
+
+        Raises:
+            DecodeError: it cannot be made.
+        """
+        if callable(self._pixels):
+            self._pixels = self._pixels()
+        return self._pixels
 
 
 def cover_and_crop(frame: Frame, height: int, width: int) -> Frame:

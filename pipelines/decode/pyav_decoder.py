@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipelines.decode.clock import (
     check_time,
 )
 from pipelines.decode.errors import DecodeError, refusals
-from pipelines.decode.frame import SourceFrame
+from pipelines.decode.frame import Frame, SourceFrame
 from pipelines.decode.probe import VideoProbe
 from pipelines.decode.trust import starts_at_keys
 
@@ -50,7 +51,8 @@ class PyavDecoder:
         with refusals(stage="decode", decoder=self.name):
             convert = Converter()
             for number, time_s, frame in _timed(path, probe):
-                yield SourceFrame(number=number, time_s=time_s, pixels=convert(frame))
+                pixels = partial(_converted, convert, frame)
+                yield SourceFrame(number=number, time_s=time_s, pixels=pixels)
 
     def frames_at(
         self, path: Path, probe: VideoProbe, numbers: Sequence[int], *, times_s: Sequence[float]
@@ -106,6 +108,12 @@ class PyavDecoder:
                     here_s = current.time
                 check_time(number, here_s, time_s)
                 yield SourceFrame(number=number, time_s=time_s, pixels=convert(current))
+
+
+def _converted(convert: Converter, frame: Any) -> Frame:
+    """Make the pixels of a frame that may be long past."""
+    with refusals(stage="decode", decoder=PyavDecoder.name):
+        return convert(frame)
 
 
 def _timed(path: Path, probe: VideoProbe) -> Iterator[tuple[int, float, Any]]:

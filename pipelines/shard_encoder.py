@@ -22,6 +22,7 @@ import torch
 from cil import rng
 from cil.models import Posterior
 from cil.rng import Stream
+from pipelines.allocator import keep_freed_memory
 from pipelines.config import content_hash
 from pipelines.decode.clips import ReadClip
 from pipelines.decode.config import DecodeConfig
@@ -91,6 +92,7 @@ class ShardEncoder:
     def __init__(self, settings: EncoderSettings) -> None:
         if not settings.encode.use_gpu:
             torch.set_num_threads(1)
+        keep_freed_memory()
         self._settings = settings
         self._store = open_store(settings.dataset)
         self._dtype = getattr(torch, settings.encode.latents_dtype)

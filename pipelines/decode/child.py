@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pipelines.allocator import keep_freed_memory
 from pipelines.decode.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def main() -> None:
     """Answer requests until stdin ends."""
     parent, memory = int(sys.argv[1]), int(sys.argv[2])
     _die_with(parent)
+    keep_freed_memory()
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=1 << 20)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # a library that prints must not spoil the answers

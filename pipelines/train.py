@@ -153,6 +153,9 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
     settings = asdict(config.train)
     for name in ("log_every", "num_checkpoints_kept", "max_failures", "checkpoint_every"):
         settings.pop(name)
+    if config.train.trainable != "lora":
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+            settings.pop(name)  # decide nothing then
     time_noise = asdict(config.time_noise)
     time_noise.pop("impl")  # the same noise: it differs as another device does, in the last bits
     return content_hash(

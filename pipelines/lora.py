@@ -113,7 +113,8 @@ def save_adapter(network: nn.Module, folder: Path) -> None:
 def _adapted(network: nn.Module) -> list[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
-    return [(name, layer) for name, layer in network.named_modules() if isinstance(layer, LoraLayer)]
+    modules = network.named_modules()
+    return [(name, layer) for name, layer in modules if isinstance(layer, LoraLayer)]
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

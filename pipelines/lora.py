@@ -93,7 +93,8 @@ def save_adapter(network: nn.Module, folder: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    settings = network.peft_config[_ADAPTER]  # type: ignore[index, union-attr]
+    tuned: Any = network
+    settings = tuned.peft_config[_ADAPTER]
     settings.inference_mode = True
     settings.target_modules = sorted(settings.target_modules)  # a set has another order each time
     folder.mkdir(parents=True)
@@ -106,7 +107,8 @@ def save_adapter(network: nn.Module, folder: Path) -> None:
         "target_modules": settings.target_modules,
     }
     said = json.dumps({f"{_PEFT_PREFIX}.{name}": value for name, value in known.items()})
-    metadata = {"format": "pt", _DIFFUSERS_METADATA: said}
+    # one entry: safetensors writes several in a random order
+    metadata = {_DIFFUSERS_METADATA: said}
     save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
 
 

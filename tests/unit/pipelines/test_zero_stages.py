@@ -274,8 +274,10 @@ def test_adapters_alone_are_trained(quick, encoded_run):
     ema = ema_of(folder, "lora")
     assert set(ema) == names
     assert distance(ema, {name: expected.ema[name] for name in names}, start) < 2e-3
-    # B begins at zero, so A gets its first gradient in the second step: both moved
-    assert [name for name in names if ema[name].equal(start[name])] == []
+    # the one token of the image is zero here, so attention over it learns nothing
+    moving = {name for name in names if ".attn1." in name}
+    assert len(moving) == len(names) / 2
+    assert [name for name in moving if ema[name].equal(start[name])] == []
     count = sum(start[name].numel() for name in names)
     assert count < 0.2 * sum(value.numel() for value in start.values())
     assert count <= results["lora"]["master_elements"] < count + 8

@@ -242,7 +242,9 @@ def _export(common: argparse.Namespace, rest: list[str]) -> int:
         from cil.errors import ConfigError
 
         raise ConfigError("cil export takes no --config and no --dry-run; see cil export --help")
-    _finish([run_command(rest, description=_COMMANDS["export"])], common)
+    report = run_command(rest, description=_COMMANDS["export"])
+    show = _print_json if "checkpoints" in report.outputs else _finish  # a list was shown already
+    show([report], common)
     return 0
 
 

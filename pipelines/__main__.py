@@ -26,6 +26,7 @@ _COMMANDS = {
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "sample": "videos from a registered model or a model folder",
+    "export": "a checkpoint of a training to a model folder",
     "plan": "what encoding would keep, drop, write and take, without doing it",
     "verify": "check every byte of a data set against its manifest",
     "doctor": "check this environment and say what to do",
@@ -54,6 +55,7 @@ examples:
   cil verify build/demo/run/dataset
   cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
   cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
+  cil export --output.dir build/demo/run --out build/exported
   cil doctor
 
 A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
@@ -77,6 +79,7 @@ _EXAMPLES = {
         "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
         "from N(0, sigma^2 I); unset takes the model's own"
     ),
+    "export": "cil export --output.dir build/demo/run --out build/exported",
     "doctor": "cil doctor --config configs/demo.yaml",
 }
 
@@ -154,10 +157,9 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
 
 
 def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
-    if command == "sample":
-        return _sample(common, rest)
-    if command == "verify":
-        return _verify(common, rest)
+    without_config = {"sample": _sample, "verify": _verify, "export": _export}
+    if command in without_config:
+        return without_config[command](common, rest)
     if command == "plan":
         flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil plan")
         flags.add_argument("--probe", type=int)
@@ -231,6 +233,19 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
     if faults:
         print(f"error: {len(faults)} faults:", *faults, sep="\n  ", file=sys.stderr)
     return int(bool(faults))
+
+
+def _export(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.export import run_command
+
+    if common.config or common.dry_run:
+        from cil.errors import ConfigError
+
+        raise ConfigError("cil export takes no --config and no --dry-run; see cil export --help")
+    report = run_command(rest, description=_COMMANDS["export"])
+    show = _print_json if "checkpoints" in report.outputs else _finish  # a list was shown already
+    show([report], common)
+    return 0
 
 
 def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunConfig":

@@ -152,6 +152,9 @@ def _train_checks(train: TrainConfig) -> Iterator[str]:
         )
     if train.offload_optimizer and train.zero_stage == 0:
         yield "train.offload_optimizer needs train.zero_stage >= 1, got 0"
+    for name in ("lora_alpha", "lora_targets"):
+        if getattr(train, name) is not None and train.trainable != "lora":
+            yield f"train.{name} needs train.trainable lora, got {train.trainable}"
 
 
 def clip_buckets(data: DataConfig) -> tuple[Bucket, ...]:

@@ -14,6 +14,7 @@ import torch
 from cil.errors import ConfigError
 from cil.models import ImageToVideoModel
 from pipelines.config import environment
+from pipelines.lora import lora_parameters
 from pipelines.settings import TrainConfig
 from pipelines.zero_config import deepspeed_config
 
@@ -36,6 +37,8 @@ def choose_trainable(config: TrainConfig, model: ImageToVideoModel) -> frozenset
     names = frozenset(name for name, _ in model.network.named_parameters())
     if config.trainable == "temporal":
         names = model.temporal_parameters()
+    elif config.trainable == "lora":
+        names = lora_parameters(model.network)
     if not names:
         raise ConfigError(
             f"train.trainable {config.trainable!r} leaves nothing to train in a network of the "

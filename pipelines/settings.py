@@ -182,9 +182,10 @@ class TrainConfig:
     bucket: str | None = None
     """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes all, each
     batch from one of them, as often as they have clips. Estimation and registration need one."""
-    trainable: Literal["all", "temporal"] = "all"
-    """What is trained: the whole network, or only its layers that mix frames. What is not keeps its
-    weights, and needs no memory for gradients and optimiser."""
+    trainable: Literal["all", "temporal", "lora"] = "all"
+    """What is trained: the whole network, only its layers that mix frames, or LoRA adapters of its
+    linear layers. What is not keeps its weights, and needs no memory for gradients and
+    optimiser."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed ZeRO divides over the workers: nothing (0), the optimiser's state (1), also
     gradients (2), also weights (3)."""
@@ -228,6 +229,13 @@ class TrainConfig:
     """Checkpoints kept on disk."""
     max_failures: Annotated[int, Ge(0)] = 3
     """Lost workers the run recovers from before it gives up."""
+    lora_rank: Count = 16
+    """Rank of the matrices of an adapter; trainable lora alone has them."""
+    lora_alpha: Positive | None = None
+    """What an adapter adds is scaled by lora_alpha / lora_rank; None takes the rank, so 1."""
+    lora_targets: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    """Names of the linear layers that get an adapter, or ends of names, as `to_q`; None takes the
+    attention layers of the model family."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
+from pipelines.committed import RAY_FOLDER, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.fused_input import choose_impl
@@ -153,6 +154,9 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
     settings = asdict(config.train)
     for name in ("log_every", "num_checkpoints_kept", "max_failures", "checkpoint_every"):
         settings.pop(name)
+    if config.train.trainable != "lora":
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+            settings.pop(name)  # decide nothing then
     time_noise = asdict(config.time_noise)
     time_noise.pop("impl")  # the same noise: it differs as another device does, in the last bits
     return content_hash(
@@ -204,8 +208,8 @@ def _fit(
             resources_per_worker=resources,
         ),
         run_config=RayRunConfig(
-            name=f"train-{identity[:12]}",
-            storage_path=str((folder / "ray").resolve()),
+            name=run_name(identity),
+            storage_path=str((folder / RAY_FOLDER).resolve()),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=train.num_checkpoints_kept),
             callbacks=[

@@ -202,6 +202,10 @@ class ImageToVideoModel(Protocol):
         """Return the names of the network's parameters that mix frames, as in its state dict."""
         ...
 
+    def lora_targets(self) -> tuple[str, ...]:
+        """Return the linear layers that LoRA adapts: their names, or ends of names at a dot."""
+        ...
+
     def encode_condition(self, frame: Any) -> Tensor:
         """Make the image tokens of one conditioning image.
 

@@ -102,24 +102,26 @@ class Ledger:
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith(b"}\n")]
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def append(self, rows: list[Row]) -> None:
         """Add rows and flush them to the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
-            if self._torn():
-                file.write(b"\n")
+            file.truncate(self._whole_bytes())
             file.writelines(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())
 
-    def _torn(self) -> bool:
-        if not self.path.stat().st_size:
-            return False
+    def _whole_bytes(self) -> int:
+        """Return where the last whole line ends; a killed process may have left a part of one."""
+        size = self.path.stat().st_size
         with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read() != b"\n"
+            file.seek(max(size - 1, 0))
+            if file.read() in (b"", b"\n"):
+                return size
+            file.seek(0)
+            return file.read().rfind(b"\n") + 1
 
 
 class LedgerCallback(UserCallback):  # type: ignore[misc]

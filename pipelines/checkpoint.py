@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -187,7 +188,21 @@ def _load_engine(engine: Any, folder: Path, universal: bool) -> str | None:
         loaded, _ = engine.load_checkpoint(str(folder), tag=TAG)
     finally:
         engine._config.load_universal_checkpoint = False
+    _match_step_counts(engine)
     return None if loaded is None else str(loaded)
+
+
+def _match_step_counts(engine: Any) -> None:
+    """Count the optimiser's steps as it does itself: torch in a tensor, DeepSpeed's Adam in an int.
+
+    They differ where ``offload_optimizer`` was another when the checkpoint was written.
+    """
+    optimiser = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    in_tensors = isinstance(optimiser, torch.optim.AdamW)
+    for state in getattr(optimiser, "state", {}).values():
+        step = state.get("step")
+        if step is not None and torch.is_tensor(step) != in_tensors:
+            state["step"] = torch.tensor(float(step)) if in_tensors else int(step)
 
 
 @contextmanager

@@ -263,6 +263,31 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
         load_checkpoint(folder, engine=engine, ema=ema, expected=STATE, rank=0)
 
 
+@pytest.mark.parametrize("here", ["torch", "on the CPU"])
+def test_steps_are_counted_as_the_optimiser_does_that_goes_on(tmp_path, here):
+    """DeepSpeed's Adam for the CPU counts in a number, torch's in a tensor."""
+    engine = FakeEngine()
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.ones(2)
+    engine.optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    engine.param_groups = engine.optimizer.param_groups
+    ema = ShardedEma(FakeEngine(), 0.9)
+    folder = saved(tmp_path / "checkpoint", engine, ema)
+    engine.optimizer.step()
+    state = engine.optimizer.state[parameter]
+    if here == "torch":
+        state["step"] = 5
+    else:
+        state["step"] += 4
+        engine.optimizer.__class__ = type("DeepSpeedCPUAdam", (torch.optim.Optimizer,), {})
+    load_checkpoint(folder, engine=engine, ema=ema, expected=STATE, rank=0)
+    assert state["step"] == 5
+    assert isinstance(state["step"], torch.Tensor if here == "torch" else int)
+    if here == "torch":
+        engine.optimizer.step()
+        assert state["step"].item() == 6
+
+
 def test_a_failure_that_is_no_damage_is_left_as_it_is(tmp_path):
     engine = FakeEngine()
     ema = ShardedEma(engine, 0.9)

@@ -13,11 +13,12 @@ from typing import Any
 from cil.errors import DataError
 from pipelines.checkpoint import EMA_FILE
 from pipelines.storage import read_json
+from pipelines.train_state import STATE_FILE
 
-__all__ = ["RAY_FOLDER", "CommittedCheckpoint", "committed_checkpoints", "run_name"]
+__all__ = ["RAY_FOLDER", "SNAPSHOT", "CommittedCheckpoint", "committed_checkpoints", "run_name"]
 
 RAY_FOLDER = "ray"
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ def committed_checkpoints(folder: Path) -> tuple[CommittedCheckpoint, ...]:
     Raises:
         DataError: the snapshot is damaged, or names a checkpoint that is not there.
     """
-    snapshot = folder / _SNAPSHOT
+    snapshot = folder / SNAPSHOT
     if not snapshot.exists():
         return ()
     raw = read_json(snapshot)
@@ -80,8 +81,8 @@ def committed_checkpoints(folder: Path) -> tuple[CommittedCheckpoint, ...]:
 
 def _checkpoint(folder: Path, name: str, *, last: bool) -> CommittedCheckpoint:
     if Path(name).name != name:
-        raise DataError(f"{folder / _SNAPSHOT} names a checkpoint {name!r}, which is no name")
-    path, state = folder / name, folder / name / "train_state.json"
+        raise DataError(f"{folder / SNAPSHOT} names a checkpoint {name!r}, which is no name")
+    path, state = folder / name, folder / name / STATE_FILE
     try:
         raw: dict[str, Any] = json.loads(state.read_bytes())
         written = datetime.fromtimestamp(state.stat().st_mtime, UTC)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config import RunConfig, dataset_of
+from pipelines.data_order import DataOrder
 from pipelines.records import Manifest
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_files import ShardFiles
@@ -32,6 +33,11 @@ class TrainingData:
     def largest(self) -> ShardReader:
         """The bucket with the most pixels per clip, for which the model is built."""
         return self.readers[max(self.readers, key=_size)]
+
+    def epoch(self, step: int, global_batch_size: int, seed: int) -> int:
+        """Return the epoch of the clips of these buckets that a step belongs to, from 0."""
+        counts = {bucket: len(reader) for bucket, reader in self.readers.items()}
+        return DataOrder(counts, global_batch_size=global_batch_size, seed=seed).epoch(step)
 
     def check_all(self) -> None:
         """Check every shard; see `ShardReader.check_all`."""

@@ -8,6 +8,7 @@ Run: `cil train --config configs/demo.yaml`.
 
 import contextlib
 import shlex
+import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,13 @@ from pipelines.committed import RAY_FOLDER, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.fused_input import choose_impl
+from pipelines.ledger import LedgerCallback
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import save_model
 from pipelines.progress import console
+from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
+from pipelines.resume import KeepSnapshot, prepare_resume
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
 from pipelines.storage import (
     hash_of_folder,
@@ -32,11 +36,29 @@ from pipelines.storage import (
     write_atomic,
     write_json,
 )
+from pipelines.train_state import TrainState
 from pipelines.train_worker import train_worker
 
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
 
 TRAIN_FOLDER = "train"
+
+_OF_NO_EFFECT = (
+    "log_every",
+    "num_checkpoints_kept",
+    "max_failures",
+    "checkpoint_every",
+    # How the work is divided: it differs in the last bits only. A run that needed too much memory
+    # can go on with others of these. zero_stage is checked when a run goes on.
+    "num_workers",
+    "cpus_per_worker",
+    "micro_batch_size",
+    "zero_stage",
+    "gradient_checkpointing",
+    "offload_optimizer",
+    "communication_elements",
+    "persistent_elements",
+)
 
 
 def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunReport:
@@ -79,6 +101,9 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     remove_temporaries(folder)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     console.print(f"train: noise and loss by {impl} (time_noise.impl {config.time_noise.impl})")
+    run_folder = (folder / RAY_FOLDER / run_name(identity)).resolve()
+    state = start_state(config, manifest, identity)
+    universal = prepare_resume(folder.resolve(), run_folder, state)
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
@@ -87,7 +112,9 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             config,
             folder=folder,
             identity=identity,
-            manifest_fingerprint=manifest.fingerprint,
+            state=state,
+            run_folder=run_folder,
+            universal=universal,
             run_id=run_id,
             log=log,
             impl=impl,
@@ -150,9 +177,9 @@ def _data_wait_share(rows: list[dict[str, float]]) -> float:
 
 
 def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
-    """Hash of all that decides the trained weights: names the run and seals its checkpoints."""
+    """Hash of all that decides the trained weights beyond their last bits; names the run."""
     settings = asdict(config.train)
-    for name in ("log_every", "num_checkpoints_kept", "max_failures", "checkpoint_every"):
+    for name in _OF_NO_EFFECT:
         settings.pop(name)
     if config.train.trainable != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
@@ -170,12 +197,28 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
     )
 
 
+def start_state(config: RunConfig, manifest: Manifest, identity: str) -> TrainState:
+    """Return where a run starts, with what must agree when it goes on from a checkpoint."""
+    return TrainState(
+        seed=config.seed,
+        world_size=config.train.num_workers,
+        zero_stage=config.train.zero_stage,
+        trainable=config.train.trainable,
+        model_hash=content_hash(asdict(config.model)),
+        encoder_hash=manifest.identity_hash,
+        manifest_fingerprint=manifest.fingerprint,
+        config_hash=identity,
+    )
+
+
 def _fit(
     config: RunConfig,
     *,
     folder: Path,
     identity: str,
-    manifest_fingerprint: str,
+    state: TrainState,
+    run_folder: Path,
+    universal: Path | None,
     run_id: str,
     log: MetricsLog,
     impl: str,
@@ -197,8 +240,9 @@ def _fit(
         train_worker,
         train_loop_config={
             "config": asdict(located(config)),
-            "config_hash": identity,
-            "manifest_fingerprint": manifest_fingerprint,
+            "state": asdict(state),
+            "folder": str(folder.resolve()),
+            "universal": None if universal is None else str(universal),
             "impl": impl,
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
@@ -208,17 +252,19 @@ def _fit(
             resources_per_worker=resources,
         ),
         run_config=RayRunConfig(
-            name=run_name(identity),
-            storage_path=str((folder / RAY_FOLDER).resolve()),
+            name=run_folder.name,
+            storage_path=str(run_folder.parent),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=train.num_checkpoints_kept),
             callbacks=[
+                LedgerCallback((folder / f"ledger-{identity[:12]}.jsonl").resolve()),
+                KeepSnapshot(run_folder),
                 ReportCallback(
                     log_path=log.path.resolve(),
                     board=board,
                     tracking_uri=tracking.tracking_uri(config),
                     run_id=run_id,
-                )
+                ),
             ],
             worker_runtime_env={"env_vars": worker_environment(use_gpu=train.use_gpu)},
         ),
@@ -243,7 +289,12 @@ def _fit(
             f"training stopped: {type(cause).__name__}: {first_line}; the last committed "
             "checkpoint is kept, run the same command again to go on from it"
         ) from error
+    finally:
+        if universal is not None:
+            shutil.rmtree(universal, ignore_errors=True)
     outcome = result.return_value or {}
+    if "unwritten" in outcome:
+        raise StageError(outcome["unwritten"])
     if "stopped" in outcome:
         written = _write_nonfinite(folder, identity, outcome["nonfinite"])
         raise StageError(f"{outcome['stopped']}; written to {written}")

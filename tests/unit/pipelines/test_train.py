@@ -46,13 +46,10 @@ def run_without_ray(config):
     [
         {"train": {"learning_rate": 1e-3}},
         {"train": {"num_steps": 5}},
-        {"train": {"num_workers": 1}},
-        {"train": {"micro_batch_size": 1}},
         {"train": {"ema_decay": 0.5}},
         {"train": {"precision": "bf16"}},
-        {"train": {"zero_stage": 3}},
         {"train": {"trainable": "temporal"}},
-        {"train": {"gradient_checkpointing": True}},
+        {"train": {"global_batch_size": 8}},
         {"train": {"lr_schedule": "linear"}},
         {"train": {"condition_dropout": 0.1}},
         {"model": {"p_mean": 0.5}},
@@ -79,6 +76,13 @@ def test_seed_and_data_set_decide_the_identity(encoded_run):
         {"train": {"checkpoint_every": 1}},
         {"train": {"num_checkpoints_kept": 9}},
         {"train": {"max_failures": 0}},
+        {"train": {"num_workers": 1}},
+        {"train": {"cpus_per_worker": 2}},
+        {"train": {"micro_batch_size": 1}},
+        {"train": {"zero_stage": 3}},
+        {"train": {"gradient_checkpointing": True}},
+        {"train": {"communication_elements": 10}},
+        {"train": {"persistent_elements": 10}},
         {"time_noise": {"impl": "torch"}},
         {"sample": {"num_steps": 3}},
         {"output": {"dir": "elsewhere"}},
@@ -92,6 +96,32 @@ def test_what_does_not_decide_the_weights_keeps_the_identity(encoded_run, sectio
     """A run may be moved, logged more often or resumed with another address."""
     base = train_identity(encoded_run.config, "f" * 64)
     assert train_identity(change(encoded_run.config, **sections), "f" * 64) == base
+
+
+@pytest.mark.parametrize(
+    ("sections", "name"),
+    [
+        ({"model": {"p_mean": 0.5}}, "model_hash"),
+        ({"train": {"trainable": "temporal"}}, "trainable"),
+        ({"train": {"zero_stage": 3}}, "zero_stage"),
+        ({"train": {"learning_rate": 1.0}}, "config_hash"),
+    ],
+)
+def test_what_differs_is_named_when_a_run_goes_on(config, sections, name):
+    """Hashes of all settings would say that something differs, but not what."""
+    manifest = train.open_training_data(config).manifest
+
+    def state(config):
+        identity = train_identity(config, manifest.fingerprint)
+        return train.start_state(config, manifest, identity)
+
+    assert state(config).require_same_run(state(config)) is None
+    with pytest.raises(DataError, match=f"another run: {name}"):
+        state(change(config, **sections)).require_same_run(state(config))
+    other = dataclasses.replace(manifest, identity_hash="x" * 64, fingerprint="y" * 64)
+    there = train.start_state(config, other, train_identity(config, "y" * 64))
+    with pytest.raises(DataError, match=r"encoder_hash .* is x{64} there and"):
+        state(config).require_same_run(there)
 
 
 # -- before Ray is started ------------------------------------------------------------------------

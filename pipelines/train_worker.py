@@ -100,7 +100,7 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
         if last or state.num_steps % train.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as temporary:
                 save_checkpoint(
-                    Path(temporary), engine=engine, ema=ema, state=state, rank=rank, last=last
+                    Path(temporary), engine=engine, ema=ema, state=state, rank=rank, last=True
                 )
                 ray.train.report({"rows": rows}, checkpoint=Checkpoint.from_directory(temporary))
             rows = []

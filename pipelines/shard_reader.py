@@ -111,7 +111,7 @@ class ShardReader:
         """Read the content hash of the video of every clip from the sidecars of all shards."""
         return self._of_all(self._files.videos)
 
-    def keys(self) -> list[str]:
+    def sample_keys(self) -> list[str]:
         """Read the sample key of every clip from the sidecars of all shards."""
         return self._of_all(self._files.keys)
 

@@ -8,9 +8,10 @@ from pipelines.config import RunConfig, validate_config
 from pipelines.dataset import located
 from pipelines.first_batch import FIRST_BATCH_FILE
 from pipelines.runtime import root_cause, worker_environment
+from pipelines.settings import ValidateConfig
 from pipelines.validation import step_folder
 
-__all__ = ["JobFailedError", "Launcher", "RayLauncher", "run_job"]
+__all__ = ["JobFailedError", "Launcher", "RayLauncher", "one_thread_per_core", "run_job"]
 
 _NICENESS = 10
 
@@ -91,9 +92,6 @@ def run_job(settings: dict[str, Any]) -> None:
     """
     import os
 
-    import cv2
-    import torch
-
     from pipelines.first_batch import first_batch_picture
     from pipelines.validation import validate
 
@@ -101,8 +99,7 @@ def run_job(settings: dict[str, Any]) -> None:
     own = config.validate
     if not own.num_cpus and not own.num_gpus:
         os.nice(_NICENESS)
-    torch.set_num_threads(max(1, int(own.num_cpus)))
-    cv2.setNumThreads(max(1, int(own.num_cpus)))
+    one_thread_per_core(own)
     folder = Path(settings["train_folder"])
     if "checkpoint" not in settings:
         first_batch_picture(config, folder / FIRST_BATCH_FILE)
@@ -113,3 +110,16 @@ def run_job(settings: dict[str, Any]) -> None:
         identity=settings["identity"],
         folder=step_folder(folder, settings["step"]),
     )
+
+
+def one_thread_per_core(settings: ValidateConfig) -> None:
+    """Let torch and OpenCV use as many threads as a validation has cores, at least one.
+
+    Sums of floating-point numbers depend on it in the last bits.
+    """
+    import cv2
+    import torch
+
+    count = max(1, int(settings.num_cpus))
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)

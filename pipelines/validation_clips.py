@@ -79,7 +79,7 @@ def choose_clips(data: TrainingData, count: int, *, bucket: str | None = None) -
         (hashlib.sha256(key.encode()).hexdigest(), reader, index)
         for name, reader in sorted(data.held_out.items())
         if bucket in (None, name)
-        for index, key in enumerate(reader.keys())
+        for index, key in enumerate(reader.sample_keys())
     ]
     chosen = sorted(places, key=lambda place: place[0])[:count]
     return [

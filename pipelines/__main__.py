@@ -23,6 +23,7 @@ _COMMANDS = {
     "run": "all stages: encode, train, estimate, register, sample",
     "encode": "videos to latent shards (Ray Data)",
     "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
+    "validate": "measure a checkpoint on held-out clips again, by hand",
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "sample": "videos from a registered model or a model folder",
@@ -72,6 +73,11 @@ _EXAMPLES = {
         "Also: --probe N, the number of videos to look at"
     ),
     "train": "cil train --config configs/demo.yaml --train.num-steps 50",
+    "validate": (
+        "cil validate --output.dir build/demo/run. Also: --checkpoint FOLDER, one with "
+        "ema.safetensors; unset takes train/best, else the last one. Without --config the settings "
+        "are those that OUTPUT/train/config.yaml says"
+    ),
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
     "sample": (
@@ -164,6 +170,11 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil plan")
         flags.add_argument("--probe", type=int)
         own, rest = flags.parse_known_args(rest)
+    if command == "validate":
+        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil validate")
+        flags.add_argument("--checkpoint")
+        own, rest = flags.parse_known_args(rest)
+        common.config = common.config or _own_config(rest)
     config = _resolve(command, common, rest)
     if common.dry_run:
         from pipelines.config import config_to_yaml
@@ -182,11 +193,27 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         show_plan(report)
         _print_json([report], common)
         return 0
-    from pipelines import stages
+    if command == "validate":
+        from pipelines.validate_command import run_command as run_validation
 
-    reports = stages.run(command, config, debug=common.debug)
+        reports = [run_validation(config, checkpoint=own.checkpoint)]
+    else:
+        from pipelines import stages
+
+        reports = stages.run(command, config, debug=common.debug)
     _finish(reports, common)
     return 0
+
+
+def _own_config(rest: list[str]) -> str | None:
+    """Find the settings of the training in the folder that ``--output.dir`` names."""
+    from pathlib import Path
+
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--output.dir", dest="folder")
+    folder = flags.parse_known_args(rest)[0].folder
+    path = Path(folder or "") / "train" / "config.yaml"
+    return str(path) if folder and path.exists() else None
 
 
 def _sample(common: argparse.Namespace, rest: list[str]) -> int:

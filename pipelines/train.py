@@ -29,6 +29,8 @@ from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
 from pipelines.resume import KeepSnapshot, prepare_resume
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
+from pipelines.side_jobs import SideJobs, say_what_is_held_out, start_side_jobs
+from pipelines.staged_checkpoints import CheckpointKeeper
 from pipelines.storage import (
     hash_of_folder,
     read_json,
@@ -107,18 +109,24 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
+    say_what_is_held_out(config, data)
+    jobs = start_side_jobs(config, folder, identity=identity, run_id=run_id)
     try:
-        checkpoint = _fit(
-            config,
-            folder=folder,
-            identity=identity,
-            state=state,
-            run_folder=run_folder,
-            universal=universal,
-            run_id=run_id,
-            log=log,
-            impl=impl,
-        )
+        with tracking.system_metrics(config, run_id), jobs.cancelled_on_error():
+            checkpoint = _fit(
+                config,
+                folder=folder,
+                identity=identity,
+                state=state,
+                run_folder=run_folder,
+                universal=universal,
+                run_id=run_id,
+                log=log,
+                impl=impl,
+                jobs=jobs,
+                validated=bool(data.held_out),
+            )
+            jobs.drain()
     except StageError:
         with contextlib.suppress(StageError):  # the failure itself is what the user must see
             tracking.finish_run(config, run_id, failed=True)
@@ -128,6 +136,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     rows = log.rows()
     losses = [row["loss"] for row in rows]
     tracking.sync_metrics(config, run_id, log)
+    jobs.sync()
     tail = losses[-max(1, len(losses) // 10) :]
     report = RunReport(
         stage="train",
@@ -139,12 +148,14 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             "metrics": str(log.path),
             "checkpoint": str(checkpoint),
             "mlflow_run_id": run_id,
+            **jobs.outputs(),
         },
         metrics={
             "steps": float(config.train.num_steps),
             "loss_first": losses[0],
             "loss_last_tenth": sum(tail) / len(tail),
             "data_wait_share": _data_wait_share(rows),
+            **jobs.metrics(),
         },
         seconds=watch.seconds(),
     )
@@ -184,6 +195,7 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
     if config.train.trainable != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             settings.pop(name)  # decide nothing then
+    settings.pop("best_metric")
     time_noise = asdict(config.time_noise)
     time_noise.pop("impl")  # the same noise: it differs as another device does, in the last bits
     return content_hash(
@@ -192,6 +204,7 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
             "model": asdict(config.model),
             "time_noise": time_noise,
             "train": settings,
+            "held_out_fraction": config.validate.held_out_fraction,
             "manifest": manifest_fingerprint,
         }
     )
@@ -222,6 +235,8 @@ def _fit(
     run_id: str,
     log: MetricsLog,
     impl: str,
+    jobs: SideJobs,
+    validated: bool,
 ) -> Path:
     """Run Ray Train to the last step; returns the folder of the last checkpoint."""
     train = config.train
@@ -264,13 +279,21 @@ def _fit(
                     board=board,
                     tracking_uri=tracking.tracking_uri(config),
                     run_id=run_id,
+                    num_steps=train.num_steps,
+                    keep=CheckpointKeeper.of(config, folder) if validated else None,
                 ),
             ],
             worker_runtime_env={"env_vars": worker_environment(use_gpu=train.use_gpu)},
         ),
     )
     try:
-        result = run_and_watch(trainer.fit, board, title="train: steps", total=train.num_steps)
+        result = run_and_watch(
+            trainer.fit,
+            board,
+            title="train: steps",
+            total=train.num_steps,
+            beside=jobs.poll_and_note,
+        )
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         rank, first = next(iter(failures.items()), (None, error))

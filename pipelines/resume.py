@@ -70,6 +70,15 @@ def last_checkpoint(run_folder: Path) -> Path | None:
     return run_folder / latest["checkpoint_dir_name"] if latest else None
 
 
+def _remove_uncommitted(run_folder: Path) -> None:
+    """Delete checkpoints that Ray does not list: a process was killed before it committed them."""
+    snapshot = run_folder / _SNAPSHOT
+    listed = snapshot.read_text() if snapshot.exists() else ""
+    for path in run_folder.glob("checkpoint_*"):
+        if path.is_dir() and path.name not in listed:
+            shutil.rmtree(path)
+
+
 def _parsed(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
@@ -94,6 +103,7 @@ def prepare_resume(folder: Path, run_folder: Path, expected: TrainState) -> Path
         StageError: it could not be converted.
     """
     checkpoint = last_checkpoint(run_folder)
+    _remove_uncommitted(run_folder)
     if checkpoint is None:
         return None
     with damage_named(checkpoint):

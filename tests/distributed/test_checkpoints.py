@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -223,7 +224,11 @@ def test_killed_after_seven_steps_it_ends_the_same(training, undisturbed, victim
 def test_a_node_of_two_dies(training, undisturbed):
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    with socket.socket() as free:  # another Ray on this machine has the usual port
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = {"num_cpus": 1, "dashboard_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     process = None
     try:
         second = cluster.add_node(num_cpus=1)

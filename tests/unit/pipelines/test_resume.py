@@ -57,6 +57,19 @@ def test_a_list_that_a_full_disk_tore_is_taken_from_its_copy(tmp_path):
         last_checkpoint(folder)
 
 
+def test_what_was_not_committed_is_deleted(tmp_path):
+    """A process was killed after its files were in place."""
+    folder = write_run(tmp_path / "run", "checkpoint_1", "checkpoint_2", latest="checkpoint_1")
+    assert prepare_resume(tmp_path, folder, STATE) is None
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint_1",
+        "checkpoint_manager_snapshot.json",
+    ]
+    (tmp_path / "never" / "checkpoint_1").mkdir(parents=True)
+    assert prepare_resume(tmp_path, tmp_path / "never", STATE) is None
+    assert list((tmp_path / "never").iterdir()) == []
+
+
 # -- before anything is started -------------------------------------------------------------------
 
 

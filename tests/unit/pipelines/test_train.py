@@ -196,6 +196,37 @@ def test_a_damaged_shard_is_found_before_anything_is_started(config, tmp_path):
     assert not (tmp_path / "run" / "train" / "mlflow_run.json").exists()
 
 
+@pytest.mark.parametrize("fault", ["one bit", "missing shard", "another encoder"])
+def test_a_fault_of_the_data_set_leaves_the_checkpoint_alone(config, tmp_path, fault):
+    """There is a checkpoint of this training; the data set is no longer the one it is of."""
+    manifest = train.open_training_data(config).manifest
+    identity = train_identity(config, manifest.fingerprint)
+    run_folder = tmp_path / "run" / "train" / "ray" / f"train-{identity[:12]}"
+    checkpoint = run_folder / "checkpoint_1"
+    checkpoint.mkdir(parents=True)
+    state = dataclasses.asdict(train.start_state(config, manifest, identity))
+    if fault == "another encoder":
+        state["encoder_hash"] = "x" * 64
+    (checkpoint / "train_state.json").write_text(json.dumps(state))
+    latest = {"checkpoint_dir_name": "checkpoint_1"}
+    snapshot = run_folder / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(json.dumps({"latest_checkpoint_result": latest}))
+    before = {path: path.read_bytes() for path in run_folder.rglob("*.json")}
+    shard = tmp_path / "run" / "dataset" / tar_name("shard-000001")
+    words = "encoder_hash .* is x{64} there and"
+    if fault == "one bit":
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+        words = r"shard-000001\.tar is damaged"
+    elif fault == "missing shard":
+        shard.unlink()
+        words = r"shard-000001\.tar is missing; run encode again"
+    with pytest.raises(DataError, match=words):
+        run_without_ray(config)
+    assert {path: path.read_bytes() for path in run_folder.rglob("*.json")} == before
+
+
 def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path):
     """It goes on to the check of the shards, which fails here: the report did not stop it."""
     folder = tmp_path / "run" / "train"

@@ -237,6 +237,7 @@ def test_two_workers_train_as_one_loop_does(quick, plain, tiny_model):
     """Also across a checkpoint: the run was resumed after four steps."""
     folder, results = quick
     assert max(plain.norms) > 0.5, "no gradient was clipped"
+    assert results["stage2"]["ranks_with_the_same_average"] == 2
     assert max(plain.losses) - min(plain.losses) > 0.01
     assert furthest(losses(results["stage2"]), plain.losses) < 2e-7
     assert furthest(norms(results["stage2"]), plain.norms) < 2e-6
@@ -353,6 +354,8 @@ def test_every_stage_trains_as_one_loop_does(every, plain, tiny_model, kind, sta
     assert furthest(losses(result), plain.losses) < 2e-7
     assert furthest(norms(result), plain.norms) < 2e-6
     assert apart < 2e-3
+    if kind == "fp32":  # resumed: the shards of the average are those that were saved
+        assert result["ranks_with_the_same_average"] == 2
 
 
 @pytest.mark.slow

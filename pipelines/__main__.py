@@ -26,7 +26,7 @@ _COMMANDS = {
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "sample": "videos from a registered model or a model folder",
-    "plan": "what encoding would keep, drop, write and take, without doing it",
+    "plan": "what encoding would keep, drop and take, or training need, without doing it",
     "verify": "check every byte of a data set against its manifest",
     "doctor": "check this environment and say what to do",
 }
@@ -51,6 +51,7 @@ examples:
   cil run --config configs/demo.yaml
   cil encode --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips
   cil plan --config configs/demo.yaml --data.videos s3://bucket/clips
+  cil plan --config configs/demo.yaml --stage train --gpu-memory-gib 24
   cil verify build/demo/run/dataset
   cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
   cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
@@ -67,9 +68,13 @@ _EXAMPLES = {
     ),
     "plan": (
         "cil plan --config configs/demo.yaml --data.videos clips.csv --probe 100. "
-        "Also: --probe N, the number of videos to look at"
+        "Also: --probe N, the number of videos to look at; --stage train, for memory, steps and "
+        "checkpoints of training, and --gpu-memory-gib X, the memory of a device"
     ),
-    "train": "cil train --config configs/demo.yaml --train.num-steps 50",
+    "train": (
+        "cil train --config configs/demo.yaml --train.num-steps 50. Also: --replay FILE, to look "
+        "at the clips of a step that was not finite"
+    ),
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
     "sample": (
@@ -161,6 +166,12 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
     if command == "plan":
         flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil plan")
         flags.add_argument("--probe", type=int)
+        flags.add_argument("--stage", choices=("encode", "train"), default="encode")
+        flags.add_argument("--gpu-memory-gib", type=float)
+        own, rest = flags.parse_known_args(rest)
+    if command == "train":
+        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil train")
+        flags.add_argument("--replay")
         own, rest = flags.parse_known_args(rest)
     config = _resolve(command, common, rest)
     if common.dry_run:
@@ -172,6 +183,21 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         from pipelines import doctor
 
         return doctor.run(config, as_json=common.json)
+    if command == "train" and own.replay is not None:
+        from pipelines.replay import replay_step, show_replay
+
+        report = replay_step(config, own.replay)
+        show_replay(report)
+        _print_json([report], common)
+        return 0
+    if command == "plan" and own.stage == "train":
+        from pipelines.plan_training import plan_training
+        from pipelines.plan_training_table import show_training_plan
+
+        report = plan_training(config, gpu_memory_gib=own.gpu_memory_gib)
+        show_training_plan(report)
+        _print_json([report], common)
+        return 0
     if command == "plan":
         from pipelines.plan import plan_encoding
         from pipelines.plan_table import show_plan

@@ -158,21 +158,23 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
         return 1
 
 
+def _own_options(command: str, rest: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"cil {command}")
+    if command == "plan":
+        flags.add_argument("--probe", type=int)
+        flags.add_argument("--stage", choices=("encode", "train"), default="encode")
+        flags.add_argument("--gpu-memory-gib", type=float)
+    if command == "train":
+        flags.add_argument("--replay")
+    return flags.parse_known_args(rest)
+
+
 def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
     if command == "sample":
         return _sample(common, rest)
     if command == "verify":
         return _verify(common, rest)
-    if command == "plan":
-        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil plan")
-        flags.add_argument("--probe", type=int)
-        flags.add_argument("--stage", choices=("encode", "train"), default="encode")
-        flags.add_argument("--gpu-memory-gib", type=float)
-        own, rest = flags.parse_known_args(rest)
-    if command == "train":
-        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil train")
-        flags.add_argument("--replay")
-        own, rest = flags.parse_known_args(rest)
+    own, rest = _own_options(command, rest)
     config = _resolve(command, common, rest)
     if common.dry_run:
         from pipelines.config import config_to_yaml
@@ -183,33 +185,38 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         from pipelines import doctor
 
         return doctor.run(config, as_json=common.json)
-    if command == "train" and own.replay is not None:
-        from pipelines.replay import replay_step, show_replay
-
-        report = replay_step(config, own.replay)
-        show_replay(report)
-        _print_json([report], common)
-        return 0
-    if command == "plan" and own.stage == "train":
-        from pipelines.plan_training import plan_training
-        from pipelines.plan_training_table import show_training_plan
-
-        report = plan_training(config, gpu_memory_gib=own.gpu_memory_gib)
-        show_training_plan(report)
-        _print_json([report], common)
-        return 0
-    if command == "plan":
-        from pipelines.plan import plan_encoding
-        from pipelines.plan_table import show_plan
-
-        report = plan_encoding(config, num_probed=own.probe)
-        show_plan(report)
-        _print_json([report], common)
-        return 0
+    if command == "plan" or getattr(own, "replay", None) is not None:
+        return _look(config, own, common)
     from pipelines import stages
 
     reports = stages.run(command, config, debug=common.debug)
     _finish(reports, common)
+    return 0
+
+
+def _look(config: "RunConfig", own: argparse.Namespace, common: argparse.Namespace) -> int:
+    """Run what writes nothing and shows one report."""
+    if "replay" in own:
+        from pipelines.replay import replay_step, show_replay
+
+        return _show(replay_step(config, own.replay), show_replay, common)
+    if own.stage == "train":
+        from pipelines.plan_training import plan_training
+        from pipelines.plan_training_table import show_training_plan
+
+        report = plan_training(config, gpu_memory_gib=own.gpu_memory_gib)
+        return _show(report, show_training_plan, common)
+    from pipelines.plan import plan_encoding
+    from pipelines.plan_table import show_plan
+
+    return _show(plan_encoding(config, num_probed=own.probe), show_plan, common)
+
+
+def _show(
+    report: "RunReport", show: "Callable[[RunReport], None]", common: argparse.Namespace
+) -> int:
+    show(report)
+    _print_json([report], common)
     return 0
 
 

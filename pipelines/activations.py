@@ -35,6 +35,8 @@ class MeasuredNetwork:
 
     size: NetworkSize
     """Numbers of its parameters."""
+    precision: str
+    """Arithmetic of the pass, as ``train.precision``."""
     micro_batch_size: int
     """Clips of the pass."""
     plain: int
@@ -77,7 +79,11 @@ def measure_network(
                 model.network.enable_gradient_checkpointing()  # type: ignore[operator]
             peaks.append(_peak(model, micro_batch_size))
     return MeasuredNetwork(
-        size=size, micro_batch_size=micro_batch_size, plain=peaks[0], checkpointed=peaks[1]
+        size=size,
+        precision=config.precision,
+        micro_batch_size=micro_batch_size,
+        plain=peaks[0],
+        checkpointed=peaks[1],
     )
 
 

@@ -76,8 +76,10 @@ class ProgressBoard:
 class ReportCallback(UserCallback):  # type: ignore[misc]
     """Takes the workers' reports in Ray's controller process."""
 
-    def __init__(self, *, log_path: Path, board: Any, tracking_uri: str, run_id: str) -> None:
-        self._log_path, self._board = log_path, board
+    def __init__(
+        self, *, log_path: Path, board: Any, tracking_uri: str, run_id: str, watch: Any = None
+    ) -> None:
+        self._log_path, self._board, self._watch = log_path, board, watch
         self._tracking_uri, self._run_id = tracking_uri, run_id
         self._last_step: int | None = None
 
@@ -100,6 +102,8 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         if not rows:
             return
         self._last_step = int(rows[-1]["step"])
+        if self._watch is not None:
+            self._watch.see(rows, log.rows)
         log.append(rows)
         tracking.log_rows(self._tracking_uri, self._run_id, rows)
 

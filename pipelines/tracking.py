@@ -36,6 +36,7 @@ __all__ = [
     "shown_uri",
     "start_run",
     "sync_metrics",
+    "tag_run",
     "tracking_uri",
 ]
 
@@ -43,6 +44,7 @@ MLFLOW_FOLDER = "mlflow"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _LOGGED_METRICS = ("loss", "grad_norm", "learning_rate", "sigma_cond")
 _BATCH = 900
+_TAG_LENGTH = 5000
 _TIMEOUT_S = 5
 
 _log = logging.getLogger(__name__)
@@ -316,6 +318,17 @@ def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
         raise StageError(
             f"MLflow at {redact_uri(uri)} does not take the metrics; run the same command again"
         )
+
+
+def tag_run(config: RunConfig, run_id: str, name: str, text: str) -> None:
+    """Put a text on a run; what is longer than a tag may be is cut.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    with _explained("tagging the run", uri):
+        _client(uri).set_tag(run_id, name, text[:_TAG_LENGTH])
 
 
 def finish_run(config: RunConfig, run_id: str, *, failed: bool = False) -> None:

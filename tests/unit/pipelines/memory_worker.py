@@ -27,7 +27,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found = {name: run_case(train) for name, train in spec["cases"].items()}
+    folder = Path(spec["output"]).parent
+    found = {name: run_case(train, folder / name) for name, train in spec["cases"].items()}
     if rank == 0:
         Path(spec["output"]).write_text(json.dumps(found))
 
@@ -53,7 +54,7 @@ def storages(tensors):
     return found
 
 
-def run_case(train):
+def run_case(train, folder):
     import torch
 
     from cil.models import build
@@ -102,6 +103,10 @@ def run_case(train):
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
         "trained": sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad),
     }
+    engine.save_checkpoint(str(folder))
+    torch.distributed.barrier()
+    state = [path for path in folder.rglob("*") if path.suffix == ".pt"]
+    result["checkpoint"] = sum(path.stat().st_size for path in state)
     del sample, tokens, ids, weights, masters, moments, parameters, optimiser
     engine.destroy()
     del engine, ema, model

@@ -114,7 +114,7 @@ def _peak(model: ImageToVideoModel, clips: int) -> int:
     call = model.network_call(fps=ones, motion_bucket_id=ones)
     for parameter in network.parameters():
         if parameter.requires_grad:  # gradients are counted elsewhere: let each go at once
-            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
     known = [*network.parameters(), *network.buffers()]
     with _LiveBytes(known) as live:
         prediction = call(
@@ -127,7 +127,7 @@ def _peak(model: ImageToVideoModel, clips: int) -> int:
                 keep=ones,
             )
         )
-        prediction.square().mean().backward()
+        prediction.square().mean().backward()  # type: ignore[no-untyped-call]
     return live.peak
 
 
@@ -135,17 +135,17 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the bytes of all storages that operators make while it is entered."""
 
     def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._now = self.peak = 0
 
     def __enter__(self) -> Self:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_dispatch__(

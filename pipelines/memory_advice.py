@@ -63,9 +63,9 @@ def _changes(train: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     if micro % 2 == 0:
         text = f"train.micro_batch_size {micro // 2}"
         yield text, replace(train, micro_batch_size=micro // 2)
-    if train.zero_stage < 3:
-        stage = train.zero_stage + 1
-        yield f"train.zero_stage {stage}", replace(train, zero_stage=stage)
+    for stage in (1, 2, 3):
+        if stage == train.zero_stage + 1:
+            yield f"train.zero_stage {stage}", replace(train, zero_stage=stage)
     if train.use_gpu and train.zero_stage >= 1 and not train.offload_optimizer:
         yield "train.offload_optimizer true", replace(train, offload_optimizer=True)
     if train.precision == "fp32":

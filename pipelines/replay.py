@@ -111,10 +111,10 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
     engine = _OneProcess(model.network, device)
     take = TrainStep(config, model, batches, engine, world_size=1, impl=impl)
     batch = batches.batch(step)
-    clips = []
+    clips: list[dict[str, Any]] = []
     for place in range(len(batch)):
         result = take.loss(batch.part(place, place + 1), step)
-        result.loss.backward()
+        result.loss.backward()  # type: ignore[no-untyped-call]
         clips.append(
             {
                 "place": place,

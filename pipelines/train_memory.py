@@ -127,12 +127,13 @@ def _buffers(config: TrainConfig, size: NetworkSize, b: int) -> int:
 def checkpoint_bytes(config: TrainConfig, size: NetworkSize) -> int:
     """Estimate what one checkpoint takes on disk, over all workers.
 
-    Weights as the forward pass reads them, two moments, masters where there are any, and the whole
-    weight average; what describes them is left out.
+    Weights as the forward pass reads them (in stage 3 those that are not trained), two moments,
+    masters where there are any, and the whole weight average; what describes them is left out.
     """
     b = _BYTES[config.precision]
     masters = 0 if config.zero_stage == 0 and config.precision == "fp32" else 4
-    return size.total * b + size.trained * (masters + 8 + 4)
+    weights = size.total if config.zero_stage < 3 else size.total - size.trained
+    return weights * b + size.trained * (masters + 8 + 4)
 
 
 def clips_per_worker(config: TrainConfig) -> tuple[int, int] | None:

@@ -70,11 +70,12 @@ def run_case(train, folder):
     steps = config.global_batch_size // config.num_workers
     dtype = next(engine.module.parameters()).dtype
     sample = torch.randn(1, 2, 8, 8, 8, dtype=dtype)
-    tokens = torch.zeros(1, 1, model.config.cross_attention_dim, dtype=dtype)
+    tokens = torch.randn(1, 1, model.config.cross_attention_dim, dtype=dtype)
+    time = torch.ones(1)
     peak = 0
     for number in range(2 * steps):
-        ids = torch.zeros(1, 3, dtype=dtype)
-        out = engine(sample, torch.zeros(1), tokens, ids, return_dict=False)[0]
+        ids = torch.ones(1, 3, dtype=dtype)
+        out = engine(sample, time, tokens, ids, return_dict=False)[0]
         loss = out.float().square().mean()
         assert loss.isfinite()
         engine.backward(loss)
@@ -107,7 +108,7 @@ def run_case(train, folder):
     torch.distributed.barrier()
     state = [path for path in folder.rglob("*") if path.suffix == ".pt"]
     result["checkpoint"] = sum(path.stat().st_size for path in state)
-    del sample, tokens, ids, weights, masters, moments, parameters, optimiser
+    del sample, tokens, time, ids, weights, masters, moments, parameters, optimiser
     engine.destroy()
     del engine, ema, model
     return result

@@ -53,7 +53,7 @@ def test_the_first_steps_have_nothing_to_be_compared_with():
 
 def test_one_warning_in_so_many_steps():
     quiet = [1.0, 1.1, 0.9, 1.05, 0.95] * 4
-    found = rule(spike_pause_steps=8).see(rows(quiet + [9.0, 9.0, 1.0, 9.0, 1, 1, 1, 1, 9.0]))
+    found = rule(spike_pause_steps=8).see(rows([*quiet, 9.0, 9.0, 1.0, 9.0, 1, 1, 1, 1, 9.0]))
     assert [spike.step for spike in found] == [20, 28]
 
 

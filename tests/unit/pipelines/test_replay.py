@@ -75,10 +75,8 @@ def test_the_broken_clip_is_named(encoded_run, record, monkeypatch, capsys, valu
     broken = keys(encoded_run.config)[1]
     assert found["broken"] == [broken]
     assert found["clips"][1]["grad_norm"] == "nan"
-    (marked,) = [
-        line for line in captured.err.splitlines() if "not finite" in line and broken in line
-    ]
-    assert "place 1" in marked
+    (marked,) = [line for line in captured.err.splitlines() if "<- not finite" in line]
+    assert f"place 1, {broken}" in marked
 
 
 def test_the_weights_of_the_step_are_taken(encoded_run, tiny_model, record):

@@ -194,7 +194,8 @@ def test_a_gpu_without_memory_is_told_what_helps(encoded_run, monkeypatch):
     with pytest.raises(StageError, match="too little memory: CUDA out of memory; ") as caught:
         train_worker.train_worker(settings)
     assert str(caught.value).count(" saves about ") == 3
-    assert "train.gradient_checkpointing true saves about" in str(caught.value)
+    # of a network so small, the buckets of communication are the most
+    assert "by itself: train.communication_elements 50000000 saves about" in str(caught.value)
     assert closed == ["batches"]
 
 

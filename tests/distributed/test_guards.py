@@ -33,9 +33,7 @@ def train_worker_that_sleeps(settings):
 
 
 from pipelines import train
-import cloudpickle
 
-cloudpickle.register_pickle_by_value(sys.modules["__main__"])
 train.train_worker = train_worker_that_sleeps
 from pipelines.__main__ import main
 

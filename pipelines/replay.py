@@ -95,6 +95,7 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
             f"settings and data set is {identity}; use the command that the record holds"
         )
     step = int(record["step"])
+    torch.set_num_threads(config.train.cpus_per_worker)  # as the workers do
     batches = BatchReader(
         data.readers, global_batch_size=config.train.global_batch_size, seed=config.seed
     )

@@ -142,6 +142,7 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         run_id: str,
         num_steps: int,
         keep: Callable[[Path], None] | None = None,
+        watch: Any = None,
     ) -> None:
         """Take reports.
 
@@ -152,8 +153,9 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
             run_id: MLflow run.
             num_steps: steps of the run.
             keep: called with the folder of each committed checkpoint; its errors are warnings.
+            watch: the `LossWatch` that looks at the losses.
         """
-        self._log_path, self._board = log_path, board
+        self._log_path, self._board, self._watch = log_path, board, watch
         self._tracking_uri, self._run_id = tracking_uri, run_id
         self._num_steps, self._keep = num_steps, keep
         self._last_step: int | None = None
@@ -180,6 +182,8 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         if not rows:
             return
         self._last_step = int(rows[-1]["step"])
+        if self._watch is not None:
+            self._watch.see(rows, log.rows)
         log.append(rows)
         tracking.log_rows(self._tracking_uri, self._run_id, rows)
 

@@ -20,7 +20,7 @@ from pipelines.selection.bucket import Bucket
 from pipelines.shard_reader import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
 
-__all__ = ["ADAPTER_FOLDER", "build_model", "save_model", "write_model"]
+__all__ = ["ADAPTER_FOLDER", "build_model", "save_model", "with_adapters", "write_model"]
 
 ADAPTER_FOLDER = "adapter"
 
@@ -52,6 +52,15 @@ def build_model(config: RunConfig, dataset: ShardReader) -> ImageToVideoModel:
         downsampling=first_stage.downsampling,
         **settings,
     )
+    return with_adapters(config, model)
+
+
+def with_adapters(config: RunConfig, model: ImageToVideoModel) -> ImageToVideoModel:
+    """Add adapters to a model's network, in place, where the run trains them.
+
+    Raises:
+        ConfigError: ``train.lora_targets`` does not fit the network.
+    """
     train = config.train
     if train.trainable == "lora":
         add_lora(

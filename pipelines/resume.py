@@ -72,7 +72,7 @@ def last_checkpoint(run_folder: Path) -> Path | None:
 
 def _remove_uncommitted(run_folder: Path) -> None:
     """Delete checkpoints that Ray does not list: a process was killed before it committed them."""
-    snapshot = run_folder / _SNAPSHOT
+    snapshot = run_folder / SNAPSHOT
     listed = snapshot.read_text() if snapshot.exists() else ""
     for path in run_folder.glob("checkpoint_*"):
         if path.is_dir() and path.name not in listed:

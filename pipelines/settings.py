@@ -242,6 +242,14 @@ class TrainConfig:
     ] = "val_loss"
     """What decides which validated checkpoint is kept in train/best; val_motion_transfer is better
     when it is larger, the others when they are smaller."""
+    spike_window: Annotated[int, Ge(3)] = 100
+    """Steps before a step that its loss is compared with."""
+    spike_deviation: Positive = 20.0
+    """Warn of a loss above the median of these steps by this many median absolute deviations."""
+    spike_pause_steps: Count = 50
+    """At most one such warning in so many steps."""
+    stall_warning_s: Positive = 300.0
+    """Warn, and name the worker, when no worker has gone on for so many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

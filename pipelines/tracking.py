@@ -41,6 +41,7 @@ __all__ = [
     "start_run",
     "sync_metrics",
     "system_metrics",
+    "tag_run",
     "tracking_uri",
 ]
 
@@ -423,6 +424,17 @@ def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
         raise StageError(
             f"MLflow at {redact_uri(uri)} does not take the metrics; run the same command again"
         )
+
+
+def tag_run(config: RunConfig, run_id: str, name: str, text: str) -> None:
+    """Put a text on a run; what is longer than a tag may be is cut.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    with _explained("tagging the run", uri):
+        _client(uri).set_tag(run_id, name, text[:_LONGEST_TAG])
 
 
 def finish_run(config: RunConfig, run_id: str, *, failed: bool = False) -> None:

@@ -40,10 +40,13 @@ from pipelines.storage import (
 )
 from pipelines.train_state import TrainState
 from pipelines.train_worker import train_worker
+from pipelines.watch import LossWatch, WatchBoard, watching
 
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
 
 TRAIN_FOLDER = "train"
+_GUARDS = ("spike_window", "spike_deviation", "spike_pause_steps", "stall_warning_s")
+"""Settings that only decide when to warn."""
 
 _OF_NO_EFFECT = (
     "log_every",
@@ -138,6 +141,9 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     tracking.sync_metrics(config, run_id, log)
     jobs.sync()
     tail = losses[-max(1, len(losses) // 10) :]
+    warnings = _warnings_file(folder, identity)
+    if warnings.exists():
+        tracking.tag_run(config, run_id, "warnings", warnings.read_text(encoding="utf-8"))
     report = RunReport(
         stage="train",
         reused=False,
@@ -149,6 +155,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             "checkpoint": str(checkpoint),
             "mlflow_run_id": run_id,
             **jobs.outputs(),
+            **({"warnings": str(warnings)} if warnings.exists() else {}),
         },
         metrics={
             "steps": float(config.train.num_steps),
@@ -161,6 +168,11 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     )
     report.save(done)
     return report
+
+
+def _warnings_file(folder: Path, identity: str) -> Path:
+    """Where it is written what was warned of, if there was anything."""
+    return folder / f"warnings-{identity[:12]}.jsonl"
 
 
 def _check_clips(config: RunConfig, dataset: TrainingData) -> None:
@@ -196,6 +208,8 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             settings.pop(name)  # decide nothing then
     settings.pop("best_metric")
+    for name in _GUARDS:
+        settings.pop(name)
     time_noise = asdict(config.time_noise)
     time_noise.pop("impl")  # the same noise: it differs as another device does, in the last bits
     return content_hash(
@@ -251,6 +265,7 @@ def _fit(
         resources["GPU"] = 1
     check_resources(train.num_workers, resources, "train.num_workers")
     board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
+    watch = ray.remote(WatchBoard).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -259,6 +274,7 @@ def _fit(
             "folder": str(folder.resolve()),
             "universal": None if universal is None else str(universal),
             "impl": impl,
+            "watch": watch,
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -281,19 +297,21 @@ def _fit(
                     run_id=run_id,
                     num_steps=train.num_steps,
                     keep=CheckpointKeeper.of(config, folder) if validated else None,
+                    watch=LossWatch(located(config), watch),
                 ),
             ],
             worker_runtime_env={"env_vars": worker_environment(use_gpu=train.use_gpu)},
         ),
     )
     try:
-        result = run_and_watch(
-            trainer.fit,
-            board,
-            title="train: steps",
-            total=train.num_steps,
-            beside=jobs.poll_and_note,
-        )
+        with watching(watch, _warnings_file(folder, identity), limit_s=train.stall_warning_s):
+            result = run_and_watch(
+                trainer.fit,
+                board,
+                title="train: steps",
+                total=train.num_steps,
+                beside=jobs.poll_and_note,
+            )
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         rank, first = next(iter(failures.items()), (None, error))
@@ -320,7 +338,9 @@ def _fit(
         raise StageError(outcome["unwritten"])
     if "stopped" in outcome:
         written = _write_nonfinite(folder, identity, outcome["nonfinite"])
-        raise StageError(f"{outcome['stopped']}; written to {written}")
+        raise StageError(
+            f"{outcome['stopped']}; written to {written}, with the command that looks at each clip"
+        )
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint; this is a bug, please report it")
     return Path(result.checkpoint.path)
@@ -330,10 +350,10 @@ def _write_nonfinite(folder: Path, identity: str, record: dict[str, Any]) -> Pat
     """Write down a step whose loss or gradient is not finite, and how to see it again."""
     path = folder / f"nonfinite-step-{record['step']}.json"
     config, output = (folder / "config.yaml").resolve(), folder.parent.resolve()
-    # Not with another number of steps: that would be another learning rate, so another run. The
-    # same one goes on from its last checkpoint and stops at the same step.
-    replay = (
+    # Not with another number of steps: that would be another learning rate, so another run.
+    command = (
         f"cil train --config {shlex.quote(str(config))} --output.dir {shlex.quote(str(output))}"
     )
-    write_json(path, {**record, "identity": identity, "replay": replay})
+    replay = f"{command} --replay {shlex.quote(str(path.resolve()))}"
+    write_json(path, {**record, "identity": identity, "replay": replay, "resume": command})
     return path

@@ -7,12 +7,16 @@ Each worker builds the same network, reads its share of every batch ahead, and t
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cil.errors import StageError
-from pipelines.config import validate_config
+from pipelines.config import RunConfig, validate_config
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
+from pipelines.watch import start_heartbeat
+
+if TYPE_CHECKING:
+    from pipelines.train_step import NonFiniteLossError
 
 __all__ = ["train_worker"]
 
@@ -36,10 +40,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         with ExitStack() as resources:
             return _train(settings, resources)
     except torch.OutOfMemoryError as error:
+        from pipelines.memory_advice import memory_advice
+
+        config = validate_config(settings["config"], source="the driver's configuration")
         raise StageError(
-            f"the GPU has too little memory: {str(error).partition('. ')[0]}; lower "
-            "train.micro_batch_size, set train.gradient_checkpointing, or raise train.zero_stage "
-            "(from 1 on, train.offload_optimizer moves the optimiser's state to the CPU)"
+            f"the GPU has too little memory: {str(error).partition('. ')[0]}; "
+            f"{memory_advice(config)}"
         ) from error
 
 
@@ -60,6 +66,7 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     train = config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    heart = resources.enter_context(start_heartbeat(settings["watch"], train, context))
     torch.set_num_threads(train.cpus_per_worker)
     data = open_training_data(config, num_sharers=context.get_local_world_size())
     model = build_model(config, data.largest)
@@ -72,7 +79,13 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     )
     recorded = RecordedBatches(batches)
     step_of = TrainStep(
-        config, model, recorded, engine, world_size=world_size, impl=settings["impl"]
+        config,
+        model,
+        recorded,
+        engine,
+        world_size=world_size,
+        impl=settings["impl"],
+        at=heart.at,
     )
     rows: list[dict[str, float]] = []
     while state.num_steps < train.num_steps:
@@ -82,13 +95,14 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
             row = step_of(step, learning_rate=learning_rate(train, step))
         except NonFiniteLossError as error:
             # every rank sees the same loss and stops here
-            return {"stopped": str(error), "nonfinite": error.record}
+            return _stopped(error, engine, config, write=rank == 0)
         ema.update()
         state.num_steps += 1
         state.num_clips_seen += train.global_batch_size
         seconds = time.monotonic() - started
         rows.append({**row, "step": step, "seconds": seconds, "data_wait_s": batches.last_wait_s})
         last = state.num_steps == train.num_steps
+        heart.at(step, "checkpoint")  # and reports: each waits for all workers
         saves = last or state.num_steps % train.checkpoint_every == 0
         if saves or state.num_steps % train.log_every == 0:
             # Before the checkpoint: what is committed must be on record.
@@ -123,3 +137,15 @@ def _resume(settings: dict[str, Any], engine: Any, ema: Any, rank: int) -> Any:
             rank=rank,
             universal=None if universal is None else Path(universal),
         )
+
+
+def _stopped(
+    error: "NonFiniteLossError", engine: Any, config: RunConfig, *, write: bool
+) -> dict[str, Any]:
+    """Leave the weights of the step for `cil train --replay`; a collective call."""
+    from pipelines.replay import save_whole_weights
+
+    folder = Path(config.output.dir) / "train"
+    left = folder / f"nonfinite-step-{error.record['step']}.safetensors"
+    save_whole_weights(engine, left, write=write)
+    return {"stopped": str(error), "nonfinite": error.record}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint import EMA_FILE
-from pipelines.storage import read_json, replace_folder, temporary_beside, write_json
-from pipelines.validation import METRICS_FILE
+from pipelines.storage import replace_folder, temporary_beside, write_json
+from pipelines.validation import METRICS_FILE, read_record
 
 __all__ = ["BEST_FOLDER", "KEPT_FILES", "best_record", "copy_weights", "keep_if_best"]
 
@@ -25,11 +25,7 @@ _LARGER_IS_BETTER = frozenset({"val_motion_transfer"})
 
 def best_record(train_folder: Path, identity: str) -> dict[str, Any] | None:
     """Read the validation of the best checkpoint so far; None if there is none of this run."""
-    path = train_folder / BEST_FOLDER / METRICS_FILE
-    if not path.exists():
-        return None
-    record: dict[str, Any] = read_json(path)
-    return record if record["identity"] == identity else None
+    return read_record(train_folder / BEST_FOLDER / METRICS_FILE, identity)
 
 
 def keep_if_best(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cil.errors import CilError, DataError
+from cil.errors import CilError
 from pipelines import tracking
 from pipelines.best_checkpoint import BEST_FOLDER, best_record, keep_if_best
 from pipelines.config import RunConfig
@@ -25,7 +25,13 @@ from pipelines.runtime import check_resources
 from pipelines.side_launcher import JobFailedError, Launcher, RayLauncher
 from pipelines.staged_checkpoints import QUEUE, Staged, staged_checkpoints
 from pipelines.storage import read_json, remove_temporaries, write_json
-from pipelines.validation import METRICS_FILE, VALIDATION_FOLDER, read_history, step_folder
+from pipelines.validation import (
+    METRICS_FILE,
+    VALIDATION_FOLDER,
+    read_history,
+    read_record,
+    step_folder,
+)
 
 __all__ = ["SideJobs", "say_what_is_held_out", "start_side_jobs", "validation_note"]
 
@@ -162,12 +168,7 @@ class SideJobs:
 
     def _record_of(self, step: int) -> dict[str, Any] | None:
         """Read a validation of this training; None if there is none, or a damaged one."""
-        path = step_folder(self._folder, step) / METRICS_FILE
-        try:
-            record: dict[str, Any] = read_json(path)
-        except (FileNotFoundError, DataError):
-            return None
-        return record if record["identity"] == self._identity else None
+        return read_record(step_folder(self._folder, step) / METRICS_FILE, self._identity)
 
     def _finish(self, staged: Staged | None) -> None:
         """Use what a job has made: best checkpoint, MLflow, warnings; then empty the queue."""

@@ -28,7 +28,14 @@ from pipelines.validation_leak import leak_by_time
 from pipelines.validation_loss import held_out_loss
 from pipelines.validation_videos import motion_of_samples, sample_clips, write_videos
 
-__all__ = ["METRICS_FILE", "VALIDATION_FOLDER", "read_history", "step_folder", "validate"]
+__all__ = [
+    "METRICS_FILE",
+    "VALIDATION_FOLDER",
+    "read_history",
+    "read_record",
+    "step_folder",
+    "validate",
+]
 
 VALIDATION_FOLDER = "validation"
 METRICS_FILE = "metrics.json"
@@ -43,9 +50,19 @@ def step_folder(train_folder: Path, step: int) -> Path:
 def read_history(train_folder: Path, identity: str) -> list[dict[str, Any]]:
     """Read all validations of a run that are complete, in the order of their steps."""
     paths = (train_folder / VALIDATION_FOLDER).glob(f"step-*/{METRICS_FILE}")
-    records: list[dict[str, Any]] = [read_json(path) for path in paths]
-    own = [record for record in records if record["identity"] == identity]
+    records = [read_record(path, identity) for path in paths]
+    own = [record for record in records if record is not None]
     return sorted(own, key=lambda record: int(record["step"]))
+
+
+def read_record(path: Path, identity: str) -> dict[str, Any] | None:
+    """Read a validation of a run; None if it is missing, damaged or of another run."""
+    try:
+        record = read_json(path)
+    except (FileNotFoundError, DataError):
+        return None
+    own = isinstance(record, dict) and record.get("identity") == identity
+    return record if own else None
 
 
 def validate(config: RunConfig, *, checkpoint: Path, identity: str, folder: Path) -> dict[str, Any]:

@@ -265,7 +265,7 @@ def test_what_was_validated_before_a_crash_is_taken_in_without_another_job(
     assert steps_waiting(folder) == []
 
 
-@pytest.mark.parametrize("junk", ["", "{", '{"identity": "other"}'])
+@pytest.mark.parametrize("junk", ["", "{", "{}", "[]", '{"identity": "other"}'])
 def test_a_damaged_or_foreign_result_is_made_again(jobs, stage, folder, junk):
     place = step_folder(folder, 100)
     place.mkdir(parents=True)
@@ -273,6 +273,7 @@ def test_a_damaged_or_foreign_result_is_made_again(jobs, stage, folder, junk):
     stage(100)
     assert jobs.poll()
     assert jobs._launcher.steps == [100]
+    assert jobs.metrics()["validations"] == 0
 
 
 def test_the_first_job_is_the_picture_of_the_first_batch(encoded_run, folder, sent, stage):

@@ -45,19 +45,23 @@ def add_lora(
         ConfigError: a target names no layer, or one that is not linear.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     _check_targets(network, targets)
     settings = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, bias="none"
     )
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-        inject_adapter_in_model(settings, network, adapter_name=_ADAPTER)
-    with torch.no_grad():
-        for name, layer in _adapted(network):
-            first, second = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-            bound = 1 / math.sqrt(first.shape[1])  # the law that peft draws from
-            first.uniform_(-bound, bound, generator=_generator(seed, name))
-            second.zero_()
+    # without weights: peft would move them to each layer, which the fake tensors of a plan cannot
+    with unset_fake_temporarily():
+        inject_adapter_in_model(settings, network, adapter_name=_ADAPTER, low_cpu_mem_usage=True)
+    for name, layer in _adapted(network):
+        like = layer.get_base_layer().weight
+        first = torch.empty(rank, like.shape[1], dtype=torch.float32, device=like.device)
+        bound = 1 / math.sqrt(first.shape[1])  # the law that peft draws from
+        first.uniform_(-bound, bound, generator=_generator(seed, name))
+        second = torch.zeros(like.shape[0], rank, dtype=torch.float32, device=like.device)
+        layer.lora_A[_ADAPTER].weight = nn.Parameter(first)
+        layer.lora_B[_ADAPTER].weight = nn.Parameter(second)
 
 
 def lora_parameters(network: nn.Module) -> frozenset[str]:

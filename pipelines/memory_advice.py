@@ -36,8 +36,15 @@ def memory_advice(config: RunConfig) -> str:
     found = savings(config.train, measure_run(config))[:_ADVICE]
     if not found:
         return "no setting would save much; use more workers or a GPU with more memory"
-    changes = "; ".join(f"{setting} saves about {shown_bytes(count)}" for setting, count in found)
+    changes = "; ".join(
+        f"{setting} saves about {shown_bytes(count)}{_price(setting)}" for setting, count in found
+    )
     return f"estimated for one worker, each by itself: {changes} (cil plan --stage train has all)"
+
+
+def _price(setting: str) -> str:
+    """Say which changes cannot be made to a training that has begun."""
+    return " (begins anew)" if setting.startswith(("train.zero_stage", "train.precision")) else ""
 
 
 def savings(train: TrainConfig, measured: MeasuredNetwork) -> list[tuple[str, int]]:

@@ -9,6 +9,7 @@ from cil.models import build
 from pipelines import memory_advice
 from pipelines.__main__ import _main
 from pipelines.activations import MeasuredNetwork, measure_network
+from pipelines.config import validate_config
 from pipelines.engine import choose_trainable
 from pipelines.memory_advice import savings
 from pipelines.plan_training import plan_training
@@ -152,3 +153,15 @@ def test_a_gpu_without_memory_is_told_three_settings_and_what_they_save(encoded_
     text = memory_advice.memory_advice(encoded_run.config)
     assert text.count("saves about") == 3
     assert "train.gradient_checkpointing true saves about " in text
+
+
+def test_adapters_are_counted(tmp_path):
+    raw = {"output": {"dir": str(tmp_path)}, "train": {"trainable": "lora", "lora_rank": 4}}
+    config = validate_config(raw, source="the test")
+    planned = plan_training(config).metrics["parameters_trained"]
+    layers = [
+        (layer.in_features, layer.out_features)
+        for name, layer in tiny().network.named_modules()
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+    ]
+    assert planned == sum(4 * (ins + outs) for ins, outs in layers) > 0

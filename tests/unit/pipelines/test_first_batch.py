@@ -43,7 +43,7 @@ class Spy(torch.nn.Module):
 def test_it_is_bit_for_bit_what_the_network_gets_in_that_step(config, tiny_model, batch, step):
     spy = Spy()
     take = TrainStep(config, tiny_model, None, spy, world_size=1)
-    take._loss(batch, step)
+    take.loss(batch, step)
     found = step_inputs(config, tiny_model, batch, step=step).inputs
     ((latents, time, tokens, ids),) = spy.seen
     assert torch.equal(latents, torch.cat([found.noisy, found.conditioning_latents], dim=2))

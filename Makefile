@@ -45,7 +45,7 @@ $(OTHER_TRITON): $(INSTALLED)
 	mv $@.part $@
 
 test: setup $(OTHER_TRITON) ## Run the default tests: no GPU, nothing slow
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## Run the tests that kill processes and start clusters
 	$(BIN)/python -m pytest -m slow

@@ -73,6 +73,8 @@ def generate(
 ) -> Tensor:
     """Sample videos that start from an image, which the network sees without noise.
 
+    The network computes where its weights are; the first stage on the CPU.
+
     Args:
         model: network, first stage and schedule.
         image: (H, W, 3) uint8 RGB of any size; resized to cover the model's size, then cropped.
@@ -109,7 +111,10 @@ def generate(
                 f"the model has {model.latents_shape}; estimate them on the model's own data set"
             )
         latents = analytic_init.draw(noise, alpha=1.0, sigma=sigma)
+    device = next(model.network.parameters()).device
     condition = model.clean_condition(fit_image(image, height, width), num_clips=num_videos)
+    condition = condition.to(device)
+    latents = latents.to(device)
     model.network.eval()
     latents = euler(
         lambda noisy, level: model.denoise(noisy, level, condition),
@@ -117,5 +122,5 @@ def generate(
         sigmas,
         callback=lambda step, *_: progress(step + 1) if progress else None,
     )
-    unscaled = latents / model.first_stage.scaling_factor
+    unscaled = latents.cpu() / model.first_stage.scaling_factor
     return torch.stack([model.first_stage.decode(video) for video in unscaled])

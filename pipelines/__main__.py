@@ -23,10 +23,12 @@ _COMMANDS = {
     "run": "all stages: encode, train, estimate, register, sample",
     "encode": "videos to latent shards (Ray Data)",
     "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
+    "validate": "measure a checkpoint on held-out clips again, by hand",
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "sample": "videos from a registered model or a model folder",
-    "plan": "what encoding would keep, drop, write and take, without doing it",
+    "export": "a checkpoint of a training to a model folder",
+    "plan": "what encoding would keep, drop and take, or training need, without doing it",
     "verify": "check every byte of a data set against its manifest",
     "doctor": "check this environment and say what to do",
 }
@@ -51,9 +53,11 @@ examples:
   cil run --config configs/demo.yaml
   cil encode --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips
   cil plan --config configs/demo.yaml --data.videos s3://bucket/clips
+  cil plan --config configs/demo.yaml --stage train --gpu-memory-gib 24
   cil verify build/demo/run/dataset
   cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
   cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
+  cil export --output.dir build/demo/run --out build/exported
   cil doctor
 
 A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
@@ -67,9 +71,18 @@ _EXAMPLES = {
     ),
     "plan": (
         "cil plan --config configs/demo.yaml --data.videos clips.csv --probe 100. "
-        "Also: --probe N, the number of videos to look at"
+        "Also: --probe N, the number of videos to look at; --stage train, for memory, steps and "
+        "checkpoints of training, and --gpu-memory-gib X, the memory of a device"
     ),
-    "train": "cil train --config configs/demo.yaml --train.num-steps 50",
+    "train": (
+        "cil train --config configs/demo.yaml --train.num-steps 50. Also: --replay FILE, to look "
+        "at the clips of a step that was not finite"
+    ),
+    "validate": (
+        "cil validate --output.dir build/demo/run. Also: --checkpoint FOLDER, one with "
+        "ema.safetensors; unset takes train/best, else the last one. Without --config the settings "
+        "are those that OUTPUT/train/config.yaml says"
+    ),
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
     "sample": (
@@ -77,6 +90,7 @@ _EXAMPLES = {
         "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
         "from N(0, sigma^2 I); unset takes the model's own"
     ),
+    "export": "cil export --output.dir build/demo/run --out build/exported",
     "doctor": "cil doctor --config configs/demo.yaml",
 }
 
@@ -153,15 +167,26 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
         return 1
 
 
-def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
-    if command == "sample":
-        return _sample(common, rest)
-    if command == "verify":
-        return _verify(common, rest)
+def _own_options(command: str, rest: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"cil {command}")
     if command == "plan":
-        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil plan")
         flags.add_argument("--probe", type=int)
-        own, rest = flags.parse_known_args(rest)
+        flags.add_argument("--stage", choices=("encode", "train"), default="encode")
+        flags.add_argument("--gpu-memory-gib", type=float)
+    if command == "train":
+        flags.add_argument("--replay")
+    if command == "validate":
+        flags.add_argument("--checkpoint")
+    return flags.parse_known_args(rest)
+
+
+def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
+    without_config = {"sample": _sample, "verify": _verify, "export": _export}
+    if command in without_config:
+        return without_config[command](common, rest)
+    own, rest = _own_options(command, rest)
+    if command == "validate":
+        common.config = common.config or _own_config(rest)
     config = _resolve(command, common, rest)
     if common.dry_run:
         from pipelines.config import config_to_yaml
@@ -172,18 +197,54 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         from pipelines import doctor
 
         return doctor.run(config, as_json=common.json)
-    if command == "plan":
-        from pipelines.plan import plan_encoding
-        from pipelines.plan_table import show_plan
+    if command == "plan" or getattr(own, "replay", None) is not None:
+        return _look(config, own, common)
+    if command == "validate":
+        from pipelines.validate_command import run_command as run_validation
 
-        report = plan_encoding(config, num_probed=own.probe)
-        show_plan(report)
-        _print_json([report], common)
-        return 0
-    from pipelines import stages
+        reports = [run_validation(config, checkpoint=own.checkpoint)]
+    else:
+        from pipelines import stages
 
-    reports = stages.run(command, config, debug=common.debug)
+        reports = stages.run(command, config, debug=common.debug)
     _finish(reports, common)
+    return 0
+
+
+def _own_config(rest: list[str]) -> str | None:
+    """Find the settings of the training in the folder that ``--output.dir`` names."""
+    from pathlib import Path
+
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--output.dir", dest="folder")
+    folder = flags.parse_known_args(rest)[0].folder
+    path = Path(folder or "") / "train" / "config.yaml"
+    return str(path) if folder and path.exists() else None
+
+
+def _look(config: "RunConfig", own: argparse.Namespace, common: argparse.Namespace) -> int:
+    """Run what writes nothing and shows one report."""
+    if "replay" in own:
+        from pipelines.replay import replay_step, show_replay
+
+        return _show(replay_step(config, own.replay), show_replay, common)
+    if own.stage == "train":
+        from pipelines.plan_training import plan_training
+        from pipelines.plan_training_table import show_training_plan
+
+        report = plan_training(config, gpu_memory_gib=own.gpu_memory_gib)
+        return _show(report, show_training_plan, common)
+    from pipelines.plan import plan_encoding
+    from pipelines.plan_table import show_plan
+
+    return _show(plan_encoding(config, num_probed=own.probe), show_plan, common)
+
+
+def _show(
+    report: "RunReport", show: "Callable[[RunReport], None]", common: argparse.Namespace
+) -> int:
+    show(report)
+    _print_json([report], common)
     return 0
 
 
@@ -231,6 +292,19 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
     if faults:
         print(f"error: {len(faults)} faults:", *faults, sep="\n  ", file=sys.stderr)
     return int(bool(faults))
+
+
+def _export(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.export import run_command
+
+    if common.config or common.dry_run:
+        from cil.errors import ConfigError
+
+        raise ConfigError("cil export takes no --config and no --dry-run; see cil export --help")
+    report = run_command(rest, description=_COMMANDS["export"])
+    show = _print_json if "checkpoints" in report.outputs else _finish  # a list was shown already
+    show([report], common)
+    return 0
 
 
 def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunConfig":

@@ -35,6 +35,8 @@ class Batch:
     """(B, L, D) float32."""
     text_embeds: Tensor | None
     """(B, L, D) float32, if the data set has texts."""
+    epoch: int = 0
+    """Epoch of the data set that the step belongs to."""
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -50,6 +52,7 @@ class Batch:
             std=self.std[start:stop],
             image_embeds=self.image_embeds[start:stop],
             text_embeds=None if self.text_embeds is None else self.text_embeds[start:stop],
+            epoch=self.epoch,
         )
 
 
@@ -141,6 +144,7 @@ class BatchReader:
             std=parts["std"],
             image_embeds=parts["image_embeds"],
             text_embeds=parts.get("text_embeds"),
+            epoch=self._order.epoch(step),
         )
 
     def keys(self, step: int) -> list[str]:

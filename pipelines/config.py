@@ -37,6 +37,7 @@ from pipelines.settings import (
     SampleConfig,
     TrackingConfig,
     TrainConfig,
+    ValidateConfig,
 )
 
 __all__ = [
@@ -80,6 +81,8 @@ class RunConfig:
     """Reading the data set."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Fine-tuning."""
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
+    """Validation during training."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Sampling."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -129,6 +132,15 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
     if model.sigma_max <= model.sigma_min:
         yield f"model.sigma_max must be > sigma_min = {model.sigma_min}, got {model.sigma_max}"
     yield from _train_checks(config.train)
+    yield from _validate_checks(config)
+
+
+def _validate_checks(config: RunConfig) -> Iterator[str]:
+    best, validate = config.train.best_metric, config.validate
+    if best == "val_motion_error" and not validate.num_videos:
+        yield "train.best_metric val_motion_error needs validate.num_videos >= 1, got 0"
+    if best == "val_motion_transfer" and validate.num_clips < 2:
+        yield "train.best_metric val_motion_transfer needs validate.num_clips >= 2, got 1"
 
 
 def _train_checks(train: TrainConfig) -> Iterator[str]:
@@ -152,6 +164,9 @@ def _train_checks(train: TrainConfig) -> Iterator[str]:
         )
     if train.offload_optimizer and train.zero_stage == 0:
         yield "train.offload_optimizer needs train.zero_stage >= 1, got 0"
+    for name in ("lora_alpha", "lora_targets"):
+        if getattr(train, name) is not None and train.trainable != "lora":
+            yield f"train.{name} needs train.trainable lora, got {train.trainable}"
 
 
 def clip_buckets(data: DataConfig) -> tuple[Bucket, ...]:

@@ -1,10 +1,12 @@
 """The data set of a run, as the stages after encoding read it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.config import RunConfig, dataset_of
+from pipelines.data_order import DataOrder
+from pipelines.held_out import split
 from pipelines.records import Manifest
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_files import ShardFiles
@@ -17,21 +19,33 @@ __all__ = ["TrainingData", "located", "open_dataset", "open_training_data"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
-    """The buckets that are trained on."""
+    """The buckets that are trained on, and the clips of them that are not."""
 
     manifest: Manifest
     readers: Mapping[str, ShardReader]
-    """By name of the bucket; they share what is open."""
+    """The clips that are trained on, by name of the bucket; they share what is open."""
+    held_out: Mapping[str, ShardReader] = field(default_factory=dict)
+    """The clips that are kept for validation, by name of the bucket; empty if there are none."""
 
     @property
     def num_clips(self) -> int:
-        """Clips in all of these buckets."""
+        """Clips that are trained on, in all of these buckets."""
         return sum(len(reader) for reader in self.readers.values())
+
+    @property
+    def num_held_out(self) -> int:
+        """Clips that are kept for validation."""
+        return sum(len(reader) for reader in self.held_out.values())
 
     @property
     def largest(self) -> ShardReader:
         """The bucket with the most pixels per clip, for which the model is built."""
         return self.readers[max(self.readers, key=_size)]
+
+    def epoch(self, step: int, global_batch_size: int, seed: int) -> int:
+        """Return the epoch of the clips of these buckets that a step belongs to, from 0."""
+        counts = {bucket: len(reader) for bucket, reader in self.readers.items()}
+        return DataOrder(counts, global_batch_size=global_batch_size, seed=seed).epoch(step)
 
     def check_all(self) -> None:
         """Check every shard; see `ShardReader.check_all`."""
@@ -71,13 +85,12 @@ def open_training_data(config: RunConfig, *, num_sharers: int = 1) -> TrainingDa
     several = asked is None and manifest.buckets
     buckets = sorted(manifest.buckets) if several else [chosen_bucket(manifest, asked)]
     files, cache = _files(config, num_sharers)
-    return TrainingData(
-        manifest=manifest,
-        readers={
-            bucket: ShardReader(store, bucket=bucket, cache=cache, files=files, manifest=manifest)
-            for bucket in buckets
-        },
-    )
+    readers = {
+        bucket: ShardReader(store, bucket=bucket, cache=cache, files=files, manifest=manifest)
+        for bucket in buckets
+    }
+    trained, held_out = split(readers, config.validate.held_out_fraction)
+    return TrainingData(manifest=manifest, readers=trained, held_out=held_out)
 
 
 def located(config: RunConfig) -> RunConfig:

@@ -29,6 +29,7 @@ _PACKAGES = (
     "torch",
     "ray",
     "deepspeed",
+    "peft",
     "mlflow",
     "diffusers",
     "transformers",

@@ -7,6 +7,7 @@ MASTER_ADDR set.
 
 import math
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import torch
 from cil.errors import ConfigError
 from cil.models import ImageToVideoModel
 from pipelines.config import environment
+from pipelines.extension_locks import remove_stale_locks
+from pipelines.lora import lora_parameters
 from pipelines.settings import TrainConfig
 from pipelines.zero_config import deepspeed_config
 
@@ -36,6 +39,8 @@ def choose_trainable(config: TrainConfig, model: ImageToVideoModel) -> frozenset
     names = frozenset(name for name, _ in model.network.named_parameters())
     if config.trainable == "temporal":
         names = model.temporal_parameters()
+    elif config.trainable == "lora":
+        names = lora_parameters(model.network)
     if not names:
         raise ConfigError(
             f"train.trainable {config.trainable!r} leaves nothing to train in a network of the "
@@ -61,6 +66,7 @@ def start_engine(config: TrainConfig, model: ImageToVideoModel) -> Any:
     """
     if config.offload_optimizer:
         _check_compiler()
+        remove_stale_locks(_extensions())
     import deepspeed
 
     choose_trainable(config, model)
@@ -93,6 +99,12 @@ def _undo_first_update(engine: Any) -> None:
     for copies, parameters in zip(optimiser.fp32_groups, optimiser.fp16_groups, strict=True):
         for copy, parameter in zip(copies, parameters, strict=True):
             copy.copy_(parameter)
+
+
+def _extensions() -> Path:
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return Path(environment("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def _check_compiler() -> None:

@@ -7,7 +7,10 @@ progress. Steps that a resumed run repeats are written once. Workers never impor
 
 import contextlib
 import json
+import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +18,23 @@ from typing import Any, TypeVar
 import ray
 from ray.train import UserCallback
 
+from cil.errors import CilError
 from pipelines import tracking
 from pipelines.progress import stage_progress
 
-__all__ = ["MetricsLog", "ProgressBoard", "ReportCallback", "run_and_watch"]
+__all__ = [
+    "MetricsLog",
+    "ProgressBoard",
+    "ReportCallback",
+    "SessionRate",
+    "run_and_watch",
+    "training_note",
+]
 
 _POLL_INTERVAL_S = 0.5
+_REPORTS_OF_RATE = 20
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -73,13 +87,79 @@ class ProgressBoard:
         return self._latest
 
 
+class SessionRate:
+    """How fast training is now: from the reports of this session alone, the last few of them.
+
+    What an earlier command has done, and the time that this one took to start, do not count.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_REPORTS_OF_RATE)
+        self._num_steps = 0
+
+    def add(self, rows: list[dict[str, float]]) -> None:
+        """Take the steps of a report that has just come."""
+        now = self._clock()
+        if not self._marks:  # the first report comes when its steps are done
+            self._marks.append((now - sum(row["seconds"] for row in rows), 0))
+        self._num_steps += len(rows)
+        self._marks.append((now, self._num_steps))
+
+    def seconds_left(self, num_steps: int) -> float:
+        """Return the time that a number of steps will take, in seconds."""
+        (start, before), (end, after) = self._marks[0], self._marks[-1]
+        return (end - start) / max(after - before, 1) * num_steps
+
+
+def training_note(rows: list[dict[str, float]], seconds_left: float) -> str:
+    """Say how training goes in one line.
+
+    Args:
+        rows: of the last report, at least one.
+        seconds_left: until the last step.
+    """
+    row = rows[-1]
+    seconds = sum(each["seconds"] for each in rows)
+    speed = sum(each["clips"] for each in rows) / seconds if seconds else 0.0
+    waits = sum(each.get("data_wait_s", 0.0) for each in rows) / seconds if seconds else 0.0
+    left = f"  about {seconds_left:.0f} s left" if seconds_left > 0 else ""
+    return (
+        f"loss {row['loss']:.4f}  grad {row['grad_norm']:.2f}  {speed:.1f} clips/s  "
+        f"data wait {waits:.0%}{left}"
+    )
+
+
 class ReportCallback(UserCallback):  # type: ignore[misc]
     """Takes the workers' reports in Ray's controller process."""
 
-    def __init__(self, *, log_path: Path, board: Any, tracking_uri: str, run_id: str) -> None:
-        self._log_path, self._board = log_path, board
+    def __init__(
+        self,
+        *,
+        log_path: Path,
+        board: Any,
+        tracking_uri: str,
+        run_id: str,
+        num_steps: int,
+        keep: Callable[[Path], None] | None = None,
+        watch: Any = None,
+    ) -> None:
+        """Take reports.
+
+        Args:
+            log_path: the metrics file.
+            board: handle of the `ProgressBoard`.
+            tracking_uri: of MLflow.
+            run_id: MLflow run.
+            num_steps: steps of the run.
+            keep: called with the folder of each committed checkpoint; its errors are warnings.
+            watch: the `LossWatch` that looks at the losses.
+        """
+        self._log_path, self._board, self._watch = log_path, board, watch
         self._tracking_uri, self._run_id = tracking_uri, run_id
+        self._num_steps, self._keep = num_steps, keep
         self._last_step: int | None = None
+        self._rate = SessionRate()
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
@@ -91,20 +171,31 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         rows = [row for row in metrics[0]["rows"] if row["step"] > self._last_step]
         if metrics[0]["rows"]:
             done = int(metrics[0]["rows"][-1]["step"]) + 1
-            row = metrics[0]["rows"][-1]
-            note = (
-                f"loss {row['loss']:.4f}  grad {row['grad_norm']:.2f}  "
-                f"{row['clips'] / row['seconds']:.1f} clips/s"
-            )
-            self._board.post.remote(done, note)
+            self._rate.add(metrics[0]["rows"])
+            left = self._rate.seconds_left(self._num_steps - done)
+            self._board.post.remote(done, training_note(metrics[0]["rows"], left))
+        if checkpoint is not None and self._keep is not None:
+            try:
+                self._keep(Path(checkpoint.path))
+            except (OSError, CilError) as error:
+                _log.warning("a checkpoint will not be validated: %s", error)
         if not rows:
             return
         self._last_step = int(rows[-1]["step"])
+        if self._watch is not None:
+            self._watch.see(rows, log.rows)
         log.append(rows)
         tracking.log_rows(self._tracking_uri, self._run_id, rows)
 
 
-def run_and_watch(action: Callable[[], Result], board: Any, *, title: str, total: int) -> Result:
+def run_and_watch(
+    action: Callable[[], Result],
+    board: Any,
+    *,
+    title: str,
+    total: int,
+    beside: Callable[[], str] | None = None,
+) -> Result:
     """Run something in a thread while this one draws the progress that a `ProgressBoard` holds.
 
     In a thread, because in the main one Ray Train takes Ctrl-C for itself and ends the process with
@@ -115,6 +206,7 @@ def run_and_watch(action: Callable[[], Result], board: Any, *, title: str, total
         board: handle of the actor.
         title: what is being done.
         total: how many steps there are.
+        beside: called at every look; what it returns stands behind the note.
 
     Returns:
         What ``action`` returned; what it raised is raised here.
@@ -130,12 +222,14 @@ def run_and_watch(action: Callable[[], Result], board: Any, *, title: str, total
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    with stage_progress(title, total) as progress:
+    with stage_progress(title, total, eta=False) as progress:
         while thread.is_alive():
             thread.join(_POLL_INTERVAL_S)
+            more = beside() if beside is not None else ""
             # a failed poll loses one picture; real failures come from the action itself
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-                progress.update(*ray.get(board.read.remote(), timeout=10))
+                done, note = ray.get(board.read.remote(), timeout=10)
+                progress.update(done, f"{note}  [{more}]" if more else note)
     if errors:
         raise errors[0]
     return results[0]

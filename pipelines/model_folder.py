@@ -1,32 +1,46 @@
-"""From a run's configuration to a model, and from trained weights to a model folder."""
+"""From a run's configuration to a model, and from trained weights to a model folder.
+
+A model folder of a training by LoRA holds the whole network with the adapters merged into it, which
+opens like any other, and ``adapter/`` with the adapters alone, as peft writes them.
+"""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+
+from torch import Tensor
 
 from cil.errors import DataError
 from cil.models import ImageToVideoModel, build
 from pipelines.config import RunConfig
 from pipelines.engine import choose_trainable
+from pipelines.lora import add_lora, lora_parameters, merge_lora, save_adapter
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_reader import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
 
-__all__ = ["build_model", "save_model"]
+__all__ = ["ADAPTER_FOLDER", "build_model", "save_model", "with_adapters", "write_model"]
+
+ADAPTER_FOLDER = "adapter"
 
 
 def build_model(config: RunConfig, dataset: ShardReader) -> ImageToVideoModel:
-    """Build the network with fresh weights around the data set's first stage.
+    """Build the network as training begins with it, around the data set's first stage.
 
     Args:
-        config: the run; the seed decides the weights.
+        config: the run; the seed decides the weights. With ``train.trainable`` lora the network has
+            adapters, which change nothing before they are trained.
         dataset: the data set; its bucket decides the shape of a clip.
+
+    Raises:
+        ConfigError: ``train.lora_targets`` does not fit the network.
     """
     settings = asdict(config.model)
     family = settings.pop("family")
     size = Bucket.parse(dataset.bucket)
     first_stage = dataset.first_stage()
-    return build(
+    model = build(
         family,
         seed=config.seed,
         first_stage=first_stage,
@@ -38,6 +52,25 @@ def build_model(config: RunConfig, dataset: ShardReader) -> ImageToVideoModel:
         downsampling=first_stage.downsampling,
         **settings,
     )
+    return with_adapters(config, model)
+
+
+def with_adapters(config: RunConfig, model: ImageToVideoModel) -> ImageToVideoModel:
+    """Add adapters to a model's network, in place, where the run trains them.
+
+    Raises:
+        ConfigError: ``train.lora_targets`` does not fit the network.
+    """
+    train = config.train
+    if train.trainable == "lora":
+        add_lora(
+            model.network,
+            targets=model.lora_targets() if train.lora_targets is None else train.lora_targets,
+            rank=train.lora_rank,
+            alpha=train.lora_rank if train.lora_alpha is None else train.lora_alpha,
+            seed=config.seed,
+        )
+    return model
 
 
 def save_model(config: RunConfig, dataset: ShardReader, folder: Path, *, weights: Path) -> None:
@@ -48,7 +81,7 @@ def save_model(config: RunConfig, dataset: ShardReader, folder: Path, *, weights
     Args:
         config: the run.
         dataset: the data set, for the first stage.
-        folder: the model folder.
+        folder: the model folder; an older one is replaced.
         weights: safetensors file with the trained parameters by name.
 
     Raises:
@@ -64,8 +97,27 @@ def save_model(config: RunConfig, dataset: ShardReader, folder: Path, *, weights
             f"{weights} must hold the parameters that are trained; {len(wrong)} are missing or "
             f"too many, the first is {wrong[0]}; delete the train folder and train again"
         )
+    write_model(model, folder, trained)
+
+
+def write_model(model: ImageToVideoModel, folder: Path, trained: Mapping[str, Tensor]) -> None:
+    """Write a model with its trained parameters replaced, whole or not at all.
+
+    Args:
+        model: as `build_model` made it; it gets the weights, and its adapters are merged in.
+        folder: the model folder; an older one is replaced.
+        trained: parameters of ``model.network`` by name, float32; the others stay.
+    """
     temporary = temporary_beside(folder)
     if temporary.exists():
         shutil.rmtree(temporary)
-    model.save(temporary, state_dict={**model.network.state_dict(), **trained})
-    replace_folder(temporary, folder)
+    try:
+        model.network.load_state_dict(dict(trained), strict=False)
+        if lora_parameters(model.network):
+            save_adapter(model.network, temporary / ADAPTER_FOLDER)
+            merge_lora(model.network)
+        model.save(temporary)
+        replace_folder(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -27,8 +27,8 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 class StageProgress:
     """Shows how far one piece of work is."""
 
-    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
-        self._title, self._total, self._bar = title, total, bar
+    def __init__(self, title: str, total: int, bar: Progress | None, *, eta: bool = True) -> None:
+        self._title, self._total, self._bar, self._eta = title, total, bar, eta
         self._task: TaskID | None = None
         self._done = 0
         self._started = time.monotonic()
@@ -56,28 +56,30 @@ class StageProgress:
         # the first pieces carry the start-up of the workers, so they tell nothing about the rest
         known = self._done >= _ETA_FROM * self._total and self._done < self._total
         left = elapsed / max(self._done, 1) * (self._total - self._done)
-        eta = f", about {left:.0f} s left" if known else ""
+        eta = f", about {left:.0f} s left" if known and self._eta else ""
         text = f"{self._title}: {self._done}/{self._total}, {elapsed:.0f} s{eta}"
         console.print(f"{text}  {note}" if note else text, markup=False)
 
 
 @contextmanager
-def stage_progress(title: str, total: int) -> Iterator[StageProgress]:
+def stage_progress(title: str, total: int, *, eta: bool = True) -> Iterator[StageProgress]:
     """Show progress while the block runs.
 
     Args:
         title: what is being done.
         total: how many pieces of work there are.
+        eta: say how long it will take, from the pieces done since the start; without, the notes
+            must, as they do where some pieces were done by an earlier command.
     """
     if not console.is_terminal:
-        yield StageProgress(title, total, None)
+        yield StageProgress(title, total, None, eta=eta)
         return
     columns = (
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if eta else []),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:

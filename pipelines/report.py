@@ -14,6 +14,7 @@ _VERSIONED = (
     "torch",
     "ray",
     "deepspeed",
+    "peft",
     "mlflow",
     "diffusers",
     "decord",

@@ -8,15 +8,10 @@ from contextlib import contextmanager
 
 from cil.errors import StageError
 from pipelines.config import environment
+from pipelines.environment_variables import variables_for
 from pipelines.settings import ClusterConfig
 
 __all__ = ["check_resources", "ray_session", "root_cause"]
-
-_CONTROLLER_POLL_S = "0.2"
-_WORKER_ENVIRONMENT = {
-    # read on import by DeepSpeed; without it a host without a GPU is guessed
-    "CPU": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-}
 
 
 @contextmanager
@@ -33,11 +28,9 @@ def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]
     Raises:
         StageError: the cluster cannot be reached.
     """
-    # Ray reads these when it is imported: reports return at once instead of after two seconds,
-    # and nothing is sent home.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray reads these when it is imported
+    for name, value in variables_for("driver").items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -98,8 +91,13 @@ def check_resources(num_workers: int, per_worker: dict[str, float], setting: str
 
 
 def worker_environment(*, use_gpu: bool) -> dict[str, str]:
-    """Environment variables that worker processes need before they import anything."""
-    return {} if use_gpu else dict(_WORKER_ENVIRONMENT["CPU"])
+    """Environment variables that worker processes need before they import anything.
+
+    On GPUs what is set here, in the driver's environment, comes first.
+    """
+    if not use_gpu:
+        return variables_for("cpu_worker")
+    return {name: environment(name) or value for name, value in variables_for("gpu_worker").items()}
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ __all__ = [
     "SampleConfig",
     "TrackingConfig",
     "TrainConfig",
+    "ValidateConfig",
 ]
 
 STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
@@ -182,9 +183,10 @@ class TrainConfig:
     bucket: str | None = None
     """Bucket of the data set that is trained on, as HEIGHTxWIDTHxFRAMES; None takes all, each
     batch from one of them, as often as they have clips. Estimation and registration need one."""
-    trainable: Literal["all", "temporal"] = "all"
-    """What is trained: the whole network, or only its layers that mix frames. What is not keeps its
-    weights, and needs no memory for gradients and optimiser."""
+    trainable: Literal["all", "temporal", "lora"] = "all"
+    """What is trained: the whole network, only its layers that mix frames, or LoRA adapters of its
+    linear layers. What is not keeps its weights, and needs no memory for gradients and
+    optimiser."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed ZeRO divides over the workers: nothing (0), the optimiser's state (1), also
     gradients (2), also weights (3)."""
@@ -228,6 +230,64 @@ class TrainConfig:
     """Checkpoints kept on disk."""
     max_failures: Annotated[int, Ge(0)] = 3
     """Lost workers the run recovers from before it gives up."""
+    lora_rank: Count = 16
+    """Rank of the matrices of an adapter; trainable lora alone has them."""
+    lora_alpha: Positive | None = None
+    """What an adapter adds is scaled by lora_alpha / lora_rank; None takes the rank, so 1."""
+    lora_targets: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    """Names of the linear layers that get an adapter, or ends of names, as `to_q`; None takes the
+    attention layers of the model family."""
+    best_metric: Literal[
+        "val_loss", "val_loss_clean", "val_motion_error", "val_motion_transfer"
+    ] = "val_loss"
+    """What decides which validated checkpoint is kept in train/best; val_motion_transfer is better
+    when it is larger, the others when they are smaller."""
+    spike_window: Annotated[int, Ge(3)] = 100
+    """Steps before a step that its loss is compared with."""
+    spike_deviation: Positive = 20.0
+    """Warn of a loss above the median of these steps by this many median absolute deviations."""
+    spike_pause_steps: Count = 50
+    """At most one such warning in so many steps."""
+    stall_warning_s: Positive = 300.0
+    """Warn, and name the worker, when no worker has gone on for so many seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidateConfig:
+    """Held-out clips, and what is measured on them while training goes on."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    held_out_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Share of the videos that are never trained on, chosen by the hash of their content, whatever
+    else is in the data set. 0 trains on all and turns validation off."""
+    every_steps: Count | None = None
+    """Steps from one validated checkpoint to the next; None validates each checkpoint. The last one
+    is always validated."""
+    num_clips: Count = 16
+    """Held-out clips that the loss and the leak are measured on, at most."""
+    num_bins: Count = 5
+    """Equally likely bins of the noise levels of training; each clip has one level in each."""
+    batch_size: Count = 8
+    """Clips per forward pass; it does not change the results."""
+    num_videos: Annotated[int, Ge(0)] = 4
+    """Held-out clips whose first frame a video is sampled from."""
+    num_steps: Count = 20
+    """Sampler steps; start time and Analytic-Init are those of the section sample."""
+    fps: Positive | None = None
+    """Frames per second of the written videos, in Hz; None takes that of the clips."""
+    num_cpus: Annotated[float, Ge(0)] = 0.0
+    """CPU cores that a validation waits for. 0 waits for none: it runs at low priority beside the
+    training workers."""
+    num_gpus: Annotated[float, Ge(0)] = 0.0
+    """GPUs of a validation, beside those of the training workers; 0 validates on the CPU."""
+    timeout_s: Positive = 3600.0
+    """Seconds after which a validation is given up with a warning."""
+    collapse_validations: Count = 2
+    """Validations in a row that must have lost motion before a collapse is announced."""
+    collapse_drop: Annotated[float, Gt(0), Lt(1)] = 0.25
+    """Share of the best value before them that motion and motion transfer must have lost."""
+    collapse_z: Annotated[float, Ge(0)] = 2.0
+    """Standard errors of the differences between clips by which the loss must be beyond noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,6 +316,9 @@ class TrackingConfig:
     """MLflow experiment."""
     model_name: str = "tiny-i2v"
     """Name of the registered model."""
+    system_metrics_s: Annotated[float, Ge(0)] = 5.0
+    """Seconds between records of the driver machine's load, memory, disk, network and GPUs during
+    training; 0 records none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

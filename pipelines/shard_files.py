@@ -119,6 +119,24 @@ class ShardFiles:
         """Read the keys of a shard's clips; the tar file is not needed."""
         return self._sidecar(entry).keys
 
+    def videos(self, entry: ShardEntry) -> list[str]:
+        """Read the content hash of the video of each clip of a shard; no tar file is needed.
+
+        Raises:
+            DataError: the sidecar is missing or damaged.
+        """
+        sidecar = self._sidecar(entry)
+        try:
+            videos = [item["sha256"] for item in sidecar.inputs for _ in range(item["clips"])]
+        except (KeyError, TypeError):
+            videos = []
+        if len(videos) != entry.count:
+            raise DataError(
+                f"{self._store.url(sidecar_name(entry.name))} is damaged: it does not say which "
+                "video each clip is of; delete it and run encode again"
+            )
+        return videos
+
     def check(self, entries: Iterable[ShardEntry]) -> None:
         """Check shards before they are needed: local ones whole, remote ones by their size.
 

@@ -5,8 +5,11 @@ is remote, and the hash of its content is checked; see `pipelines.shard_files`.
 """
 
 import bisect
+import copy
 import json
 import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +34,8 @@ from pipelines.store import Location, open_store
 from pipelines.tensor_views import tensor_views
 
 __all__ = ["LatentClip", "ShardReader", "chosen_bucket"]
+
+_REQUESTS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +81,7 @@ class ShardReader:
         self._files = files or ShardFiles(self._store, folder=self._cache)
         self._entries = [e for e in self.manifest.entries() if e.bucket == self.bucket]
         self._ends = list(accumulate(entry.count for entry in self._entries))
+        self._chosen: tuple[int, ...] | None = None
 
     @property
     def entries(self) -> list[ShardEntry]:
@@ -91,8 +97,33 @@ class ShardReader:
         """Return the codec that the latents belong to."""
         return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
 
+    def subset(self, indices: Sequence[int]) -> "ShardReader":
+        """Return a reader of some of the clips, numbered anew in the order given.
+
+        It shares with this one what is open; ``entries`` and `check_all` are still of the bucket.
+        """
+        assert self._chosen is None
+        part = copy.copy(self)
+        part._chosen = tuple(indices)
+        return part
+
+    def videos(self) -> list[str]:
+        """Read the content hash of the video of every clip from the sidecars of all shards."""
+        return self._of_all(self._files.videos)
+
+    def sample_keys(self) -> list[str]:
+        """Read the sample key of every clip from the sidecars of all shards."""
+        return self._of_all(self._files.keys)
+
+    def _of_all(self, read: Callable[[ShardEntry], list[str]]) -> list[str]:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            found = [item for part in pool.map(read, self._entries) for item in part]
+        return found if self._chosen is None else [found[index] for index in self._chosen]
+
     def __len__(self) -> int:
         """Number of clips."""
+        if self._chosen is not None:
+            return len(self._chosen)
         return self._ends[-1] if self._ends else 0
 
     def check_all(self) -> None:
@@ -161,6 +192,8 @@ class ShardReader:
 
     def _locate(self, index: int) -> tuple[ShardEntry, int]:
         assert 0 <= index < len(self)
+        if self._chosen is not None:
+            index = self._chosen[index]
         number = bisect.bisect_right(self._ends, index)
         entry = self._entries[number]
         return entry, index - (self._ends[number] - entry.count)

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +31,17 @@ __all__ = [
     "download_model",
     "finish_run",
     "has_store",
+    "log_files",
     "log_rows",
+    "log_validation",
+    "logged_validations",
     "register_model",
+    "set_tag",
     "shown_uri",
     "start_run",
     "sync_metrics",
+    "system_metrics",
+    "tag_run",
     "tracking_uri",
 ]
 
@@ -44,6 +50,7 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _LOGGED_METRICS = ("loss", "grad_norm", "learning_rate", "sigma_cond")
 _BATCH = 900
 _TIMEOUT_S = 5
+_LONGEST_TAG = 5000
 
 _log = logging.getLogger(__name__)
 
@@ -301,6 +308,107 @@ def log_rows(uri: str, run_id: str, rows: list[dict[str, float]]) -> bool:
     return True
 
 
+def log_validation(uri: str, run_id: str, record: Mapping[str, Any], folder: Path) -> bool:
+    """Send the metrics and files of a validation, unless its step is there; never raises.
+
+    Args:
+        uri: tracking URI.
+        run_id: the training's run.
+        record: ``step`` and ``metrics``.
+        folder: its files become artifacts in ``validation/`` and the folder's name.
+
+    Returns:
+        Whether all of it is there now.
+    """
+
+    def send(client: Any) -> None:
+        import mlflow
+
+        step, now = int(record["step"]), int(time.time() * 1000)
+        if step in _logged_validations(client, run_id):
+            return
+        client.log_artifacts(run_id, str(folder), artifact_path=f"validation/{folder.name}")
+        metrics = [
+            mlflow.entities.Metric(name, float(value), now, step)
+            for name, value in record["metrics"].items()
+        ]
+        client.log_batch(run_id, metrics=metrics)
+
+    return _sent(uri, send, f"validation of step {record['step']}")
+
+
+def logged_validations(config: RunConfig, run_id: str) -> set[int]:
+    """Return the steps whose validation MLflow has.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    client = _client(uri)
+    with _explained("looking for validations", uri):
+        return _logged_validations(client, run_id)
+
+
+def _logged_validations(client: Any, run_id: str) -> set[int]:
+    return {int(metric.step) for metric in client.get_metric_history(run_id, "val_loss")}
+
+
+def log_files(uri: str, run_id: str, paths: Iterable[Path]) -> bool:
+    """Send files as artifacts of the training's run; returns whether all went, never raises."""
+
+    def send(client: Any) -> None:
+        for path in paths:
+            client.log_artifact(run_id, str(path))
+
+    return _sent(uri, send, "files")
+
+
+def set_tag(uri: str, run_id: str, name: str, value: str) -> bool:
+    """Set a tag of the training's run; returns whether it was set, never raises."""
+    return _sent(uri, lambda client: client.set_tag(run_id, name, value[:_LONGEST_TAG]), "a tag")
+
+
+def _sent(uri: str, send: Callable[[Any], None], what: str) -> bool:
+    """Send something that may be missing: a failure is logged and returned."""
+    client = _client(uri)
+    import mlflow
+    import requests
+
+    try:
+        send(client)
+    except (mlflow.MlflowException, requests.RequestException, OSError) as error:
+        reason = redact_uri(str(error).partition("\n")[0])
+        _log.warning("%s not sent, MLflow at %s failed: %s", what, redact_uri(uri), reason)
+        return False
+    return True
+
+
+@contextmanager
+def system_metrics(config: RunConfig, run_id: str) -> Iterator[None]:
+    """Record load, memory, disk, network and GPUs of this machine while the block runs.
+
+    Args:
+        config: the run; ``tracking.system_metrics_s`` is the interval, 0 records nothing.
+        run_id: the training's run, which is open.
+    """
+    interval = config.tracking.system_metrics_s
+    if not interval:
+        yield
+        return
+    uri = tracking_uri(config)
+    _client(uri)
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(
+        run_id, sampling_interval=interval, resume_logging=True, tracking_uri=uri
+    )
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
 def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
     """Send the rows that MLflow does not have yet.
 
@@ -316,6 +424,17 @@ def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
         raise StageError(
             f"MLflow at {redact_uri(uri)} does not take the metrics; run the same command again"
         )
+
+
+def tag_run(config: RunConfig, run_id: str, name: str, text: str) -> None:
+    """Put a text on a run; what is longer than a tag may be is cut.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    with _explained("tagging the run", uri):
+        _client(uri).set_tag(run_id, name, text[:_LONGEST_TAG])
 
 
 def finish_run(config: RunConfig, run_id: str, *, failed: bool = False) -> None:

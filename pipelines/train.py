@@ -8,6 +8,7 @@ Run: `cil train --config configs/demo.yaml`.
 
 import contextlib
 import shlex
+import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +17,20 @@ from typing import Any
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
+from pipelines.committed import RAY_FOLDER, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.fused_input import choose_impl
+from pipelines.ledger import LedgerCallback
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import save_model
 from pipelines.progress import console
+from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
+from pipelines.resume import KeepSnapshot, prepare_resume
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
+from pipelines.side_jobs import SideJobs, say_what_is_held_out, start_side_jobs
+from pipelines.staged_checkpoints import CheckpointKeeper
 from pipelines.storage import (
     hash_of_folder,
     read_json,
@@ -31,11 +38,32 @@ from pipelines.storage import (
     write_atomic,
     write_json,
 )
+from pipelines.train_state import TrainState
 from pipelines.train_worker import train_worker
+from pipelines.watch import LossWatch, WatchBoard, watching
 
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
 
 TRAIN_FOLDER = "train"
+_GUARDS = ("spike_window", "spike_deviation", "spike_pause_steps", "stall_warning_s")
+"""Settings that only decide when to warn."""
+
+_OF_NO_EFFECT = (
+    "log_every",
+    "num_checkpoints_kept",
+    "max_failures",
+    "checkpoint_every",
+    # How the work is divided: it differs in the last bits only. A run that needed too much memory
+    # can go on with others of these. zero_stage is checked when a run goes on.
+    "num_workers",
+    "cpus_per_worker",
+    "micro_batch_size",
+    "zero_stage",
+    "gradient_checkpointing",
+    "offload_optimizer",
+    "communication_elements",
+    "persistent_elements",
+)
 
 
 def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunReport:
@@ -78,19 +106,30 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     remove_temporaries(folder)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     console.print(f"train: noise and loss by {impl} (time_noise.impl {config.time_noise.impl})")
+    run_folder = (folder / RAY_FOLDER / run_name(identity)).resolve()
+    state = start_state(config, manifest, identity)
+    universal = prepare_resume(folder.resolve(), run_folder, state)
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
+    say_what_is_held_out(config, data)
+    jobs = start_side_jobs(config, folder, identity=identity, run_id=run_id)
     try:
-        checkpoint = _fit(
-            config,
-            folder=folder,
-            identity=identity,
-            manifest_fingerprint=manifest.fingerprint,
-            run_id=run_id,
-            log=log,
-            impl=impl,
-        )
+        with tracking.system_metrics(config, run_id), jobs.cancelled_on_error():
+            checkpoint = _fit(
+                config,
+                folder=folder,
+                identity=identity,
+                state=state,
+                run_folder=run_folder,
+                universal=universal,
+                run_id=run_id,
+                log=log,
+                impl=impl,
+                jobs=jobs,
+                validated=bool(data.held_out),
+            )
+            jobs.drain()
     except StageError:
         with contextlib.suppress(StageError):  # the failure itself is what the user must see
             tracking.finish_run(config, run_id, failed=True)
@@ -100,7 +139,11 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     rows = log.rows()
     losses = [row["loss"] for row in rows]
     tracking.sync_metrics(config, run_id, log)
+    jobs.sync()
     tail = losses[-max(1, len(losses) // 10) :]
+    warnings = _warnings_file(folder, identity)
+    if warnings.exists():
+        tracking.tag_run(config, run_id, "warnings", warnings.read_text(encoding="utf-8"))
     report = RunReport(
         stage="train",
         reused=False,
@@ -111,17 +154,25 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             "metrics": str(log.path),
             "checkpoint": str(checkpoint),
             "mlflow_run_id": run_id,
+            **jobs.outputs(),
+            **({"warnings": str(warnings)} if warnings.exists() else {}),
         },
         metrics={
             "steps": float(config.train.num_steps),
             "loss_first": losses[0],
             "loss_last_tenth": sum(tail) / len(tail),
             "data_wait_share": _data_wait_share(rows),
+            **jobs.metrics(),
         },
         seconds=watch.seconds(),
     )
     report.save(done)
     return report
+
+
+def _warnings_file(folder: Path, identity: str) -> Path:
+    """Where it is written what was warned of, if there was anything."""
+    return folder / f"warnings-{identity[:12]}.jsonl"
 
 
 def _check_clips(config: RunConfig, dataset: TrainingData) -> None:
@@ -149,9 +200,15 @@ def _data_wait_share(rows: list[dict[str, float]]) -> float:
 
 
 def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
-    """Hash of all that decides the trained weights: names the run and seals its checkpoints."""
+    """Hash of all that decides the trained weights beyond their last bits; names the run."""
     settings = asdict(config.train)
-    for name in ("log_every", "num_checkpoints_kept", "max_failures", "checkpoint_every"):
+    for name in _OF_NO_EFFECT:
+        settings.pop(name)
+    if config.train.trainable != "lora":
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+            settings.pop(name)  # decide nothing then
+    settings.pop("best_metric")
+    for name in _GUARDS:
         settings.pop(name)
     time_noise = asdict(config.time_noise)
     time_noise.pop("impl")  # the same noise: it differs as another device does, in the last bits
@@ -161,8 +218,23 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
             "model": asdict(config.model),
             "time_noise": time_noise,
             "train": settings,
+            "held_out_fraction": config.validate.held_out_fraction,
             "manifest": manifest_fingerprint,
         }
+    )
+
+
+def start_state(config: RunConfig, manifest: Manifest, identity: str) -> TrainState:
+    """Return where a run starts, with what must agree when it goes on from a checkpoint."""
+    return TrainState(
+        seed=config.seed,
+        world_size=config.train.num_workers,
+        zero_stage=config.train.zero_stage,
+        trainable=config.train.trainable,
+        model_hash=content_hash(asdict(config.model)),
+        encoder_hash=manifest.identity_hash,
+        manifest_fingerprint=manifest.fingerprint,
+        config_hash=identity,
     )
 
 
@@ -171,10 +243,14 @@ def _fit(
     *,
     folder: Path,
     identity: str,
-    manifest_fingerprint: str,
+    state: TrainState,
+    run_folder: Path,
+    universal: Path | None,
     run_id: str,
     log: MetricsLog,
     impl: str,
+    jobs: SideJobs,
+    validated: bool,
 ) -> Path:
     """Run Ray Train to the last step; returns the folder of the last checkpoint."""
     train = config.train
@@ -189,13 +265,16 @@ def _fit(
         resources["GPU"] = 1
     check_resources(train.num_workers, resources, "train.num_workers")
     board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
+    watch = ray.remote(WatchBoard).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "config": asdict(located(config)),
-            "config_hash": identity,
-            "manifest_fingerprint": manifest_fingerprint,
+            "state": asdict(state),
+            "folder": str(folder.resolve()),
+            "universal": None if universal is None else str(universal),
             "impl": impl,
+            "watch": watch,
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -204,23 +283,35 @@ def _fit(
             resources_per_worker=resources,
         ),
         run_config=RayRunConfig(
-            name=f"train-{identity[:12]}",
-            storage_path=str((folder / "ray").resolve()),
+            name=run_folder.name,
+            storage_path=str(run_folder.parent),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=train.num_checkpoints_kept),
             callbacks=[
+                LedgerCallback((folder / f"ledger-{identity[:12]}.jsonl").resolve()),
+                KeepSnapshot(run_folder),
                 ReportCallback(
                     log_path=log.path.resolve(),
                     board=board,
                     tracking_uri=tracking.tracking_uri(config),
                     run_id=run_id,
-                )
+                    num_steps=train.num_steps,
+                    keep=CheckpointKeeper.of(config, folder) if validated else None,
+                    watch=LossWatch(located(config), watch),
+                ),
             ],
             worker_runtime_env={"env_vars": worker_environment(use_gpu=train.use_gpu)},
         ),
     )
     try:
-        result = run_and_watch(trainer.fit, board, title="train: steps", total=train.num_steps)
+        with watching(watch, _warnings_file(folder, identity), limit_s=train.stall_warning_s):
+            result = run_and_watch(
+                trainer.fit,
+                board,
+                title="train: steps",
+                total=train.num_steps,
+                beside=jobs.poll_and_note,
+            )
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         rank, first = next(iter(failures.items()), (None, error))
@@ -239,10 +330,17 @@ def _fit(
             f"training stopped: {type(cause).__name__}: {first_line}; the last committed "
             "checkpoint is kept, run the same command again to go on from it"
         ) from error
+    finally:
+        if universal is not None:
+            shutil.rmtree(universal, ignore_errors=True)
     outcome = result.return_value or {}
+    if "unwritten" in outcome:
+        raise StageError(outcome["unwritten"])
     if "stopped" in outcome:
         written = _write_nonfinite(folder, identity, outcome["nonfinite"])
-        raise StageError(f"{outcome['stopped']}; written to {written}")
+        raise StageError(
+            f"{outcome['stopped']}; written to {written}, with the command that looks at each clip"
+        )
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint; this is a bug, please report it")
     return Path(result.checkpoint.path)
@@ -252,10 +350,10 @@ def _write_nonfinite(folder: Path, identity: str, record: dict[str, Any]) -> Pat
     """Write down a step whose loss or gradient is not finite, and how to see it again."""
     path = folder / f"nonfinite-step-{record['step']}.json"
     config, output = (folder / "config.yaml").resolve(), folder.parent.resolve()
-    # Not with another number of steps: that would be another learning rate, so another run. The
-    # same one goes on from its last checkpoint and stops at the same step.
-    replay = (
+    # Not with another number of steps: that would be another learning rate, so another run.
+    command = (
         f"cil train --config {shlex.quote(str(config))} --output.dir {shlex.quote(str(output))}"
     )
-    write_json(path, {**record, "identity": identity, "replay": replay})
+    replay = f"{command} --replay {shlex.quote(str(path.resolve()))}"
+    write_json(path, {**record, "identity": identity, "replay": replay, "resume": command})
     return path

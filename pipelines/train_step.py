@@ -5,6 +5,7 @@ on how many workers share the batch.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +38,10 @@ class NonFiniteLossError(StageError):
 
 
 class TrainStep:
-    """Takes optimiser steps with a DeepSpeed engine; ``impl`` is torch or triton."""
+    """Takes optimiser steps with a DeepSpeed engine; ``impl`` is torch or triton.
+
+    ``at`` is told the step and the phase that begins: batch, forward, reduce, or backward.
+    """
 
     def __init__(
         self,
@@ -48,12 +52,14 @@ class TrainStep:
         *,
         world_size: int,
         impl: str = "torch",
+        at: Callable[[int, str], None] = lambda step, phase: None,
     ) -> None:
         self._config, self._model, self._batches, self._engine = config, model, batches, engine
         self._world_size = world_size
         self._micro = micro_batch_size(config.train)
         self._corruption = config.time_noise.build(model.schedule)
         self._fused = impl == "triton"
+        self._at = at
 
     def __call__(self, step: int, *, learning_rate: float) -> dict[str, float]:
         """Take one optimiser step; a collective call.
@@ -70,6 +76,7 @@ class TrainStep:
             NonFiniteLossError: the loss or the norm of the gradient is not finite; in fp16 at every
                 loss scale.
         """
+        self._at(step, "batch")
         batch = self._batches.batch(step)  # once: a source that reads ahead gives each batch once
         row = None
         while row is None:
@@ -88,10 +95,13 @@ class TrainStep:
         total, sigma_cond_total = 0.0, 0.0
         for start in range(0, len(batch), self._micro):
             part = batch.part(start, start + self._micro)
-            result = self._loss(part, step)
+            self._at(step, "forward")
+            result = self.loss(part, step)
+            self._at(step, "reduce")
             mean_loss = self._mean_over_ranks(result.loss.detach())
             if not torch.isfinite(mean_loss):
                 raise self._not_finite("loss", mean_loss.item(), step)
+            self._at(step, "backward")
             engine.backward(result.loss)
             grad_norm = update_weights(engine, config.train)
             total += mean_loss.item() * len(part)
@@ -125,7 +135,7 @@ class TrainStep:
             },
         )
 
-    def _loss(self, batch: Batch, step: int) -> LossResult:
+    def loss(self, batch: Batch, step: int) -> LossResult:
         """Draw this step's noise for some places of the global batch and return their loss."""
         config, model = self._config, self._model
         device = self._engine.device

@@ -4,16 +4,19 @@ Each worker builds the same network, reads its share of every batch ahead, and t
 (`train_step.py`) from the last committed checkpoint on.
 """
 
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cil.errors import StageError
-from pipelines.config import validate_config
+from pipelines.config import RunConfig, validate_config
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
+from pipelines.watch import start_heartbeat
+
+if TYPE_CHECKING:
+    from pipelines.train_step import NonFiniteLossError
 
 __all__ = ["train_worker"]
 
@@ -25,8 +28,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: the resolved configuration and where the data set is.
 
     Returns:
-        ``{"stopped": reason, "nonfinite": record}`` if a guard stopped the run on all workers, else
-        an empty dict.
+        ``{"stopped": reason, "nonfinite": record}`` if a guard stopped the run on all workers,
+        ``{"unwritten": reason}`` if a checkpoint could not be written, else an empty dict.
 
     Raises:
         StageError: the GPU has too little memory.
@@ -37,10 +40,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         with ExitStack() as resources:
             return _train(settings, resources)
     except torch.OutOfMemoryError as error:
+        from pipelines.memory_advice import memory_advice
+
+        config = validate_config(settings["config"], source="the driver's configuration")
         raise StageError(
-            f"the GPU has too little memory: {str(error).partition('. ')[0]}; lower "
-            "train.micro_batch_size, set train.gradient_checkpointing, or raise train.zero_stage "
-            "(from 1 on, train.offload_optimizer moves the optimiser's state to the CPU)"
+            f"the GPU has too little memory: {str(error).partition('. ')[0]}; "
+            f"{memory_advice(config)}"
         ) from error
 
 
@@ -48,10 +53,10 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     """Train until the last step; what must be closed at the end goes into ``resources``."""
     import ray.train
     import torch
-    from ray.train import Checkpoint
 
-    from pipelines.checkpoint import TrainState, load_checkpoint, save_checkpoint
+    from pipelines.checkpoint_writer import CheckpointWriter
     from pipelines.engine import start_engine
+    from pipelines.ledger import RecordedBatches
     from pipelines.prefetch import read_ahead
     from pipelines.train_step import NonFiniteLossError, TrainStep
     from pipelines.weight_average import ShardedEma
@@ -61,26 +66,26 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     train = config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    heart = resources.enter_context(start_heartbeat(settings["watch"], train, context))
     torch.set_num_threads(train.cpus_per_worker)
     data = open_training_data(config, num_sharers=context.get_local_world_size())
     model = build_model(config, data.largest)
     engine = start_engine(train, model)
     ema = ShardedEma(engine, train.ema_decay)
-    state = TrainState(
-        seed=config.seed,
-        world_size=world_size,
-        config_hash=settings["config_hash"],
-        manifest_fingerprint=settings["manifest_fingerprint"],
-    )
-    last_checkpoint = ray.train.get_checkpoint()
-    if last_checkpoint is not None:
-        with last_checkpoint.as_directory() as saved:
-            state = load_checkpoint(Path(saved), engine=engine, ema=ema, expected=state, rank=rank)
+    writer = CheckpointWriter(Path(settings["folder"]), engine=engine, ema=ema, rank=rank)
+    state = _resume(settings, engine, ema, rank)
     batches = resources.enter_context(
         read_ahead(config, data, first_step=state.num_steps, rank=rank, world_size=world_size)
     )
+    recorded = RecordedBatches(batches)
     step_of = TrainStep(
-        config, model, batches, engine, world_size=world_size, impl=settings["impl"]
+        config,
+        model,
+        recorded,
+        engine,
+        world_size=world_size,
+        impl=settings["impl"],
+        at=heart.at,
     )
     rows: list[dict[str, float]] = []
     while state.num_steps < train.num_steps:
@@ -90,22 +95,57 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
             row = step_of(step, learning_rate=learning_rate(train, step))
         except NonFiniteLossError as error:
             # every rank sees the same loss and stops here
-            return {"stopped": str(error), "nonfinite": error.record}
+            return _stopped(error, engine, config, write=rank == 0)
         ema.update()
         state.num_steps += 1
         state.num_clips_seen += train.global_batch_size
         seconds = time.monotonic() - started
         rows.append({**row, "step": step, "seconds": seconds, "data_wait_s": batches.last_wait_s})
         last = state.num_steps == train.num_steps
-        if last or state.num_steps % train.checkpoint_every == 0:
-            with tempfile.TemporaryDirectory() as temporary:
-                save_checkpoint(
-                    Path(temporary), engine=engine, ema=ema, state=state, rank=rank, last=last
-                )
-                ray.train.report({"rows": rows}, checkpoint=Checkpoint.from_directory(temporary))
+        heart.at(step, "checkpoint")  # and reports: each waits for all workers
+        saves = last or state.num_steps % train.checkpoint_every == 0
+        if saves or state.num_steps % train.log_every == 0:
+            # Before the checkpoint: what is committed must be on record.
+            ray.train.report({"rows": rows, "ledger": recorded.take()})
             rows = []
-        elif state.num_steps % train.log_every == 0:
-            ray.train.report({"rows": rows})
-            rows = []
+        if saves:
+            state.epoch = data.epoch(state.num_steps, train.global_batch_size, config.seed)
+            problem = writer.write(state)
+            if problem is not None:
+                return {"unwritten": problem}
     engine.destroy()
     return {}
+
+
+def _resume(settings: dict[str, Any], engine: Any, ema: Any, rank: int) -> Any:
+    """Return where the run starts, from the last committed checkpoint if there is one."""
+    import ray.train
+
+    from pipelines.checkpoint import TrainState, load_checkpoint
+
+    start = TrainState(**settings["state"])
+    last_checkpoint = ray.train.get_checkpoint()
+    if last_checkpoint is None:
+        return start
+    universal = settings["universal"]
+    with last_checkpoint.as_directory() as saved:
+        return load_checkpoint(
+            Path(saved),
+            engine=engine,
+            ema=ema,
+            expected=start,
+            rank=rank,
+            universal=None if universal is None else Path(universal),
+        )
+
+
+def _stopped(
+    error: "NonFiniteLossError", engine: Any, config: RunConfig, *, write: bool
+) -> dict[str, Any]:
+    """Leave the weights of the step for `cil train --replay`; a collective call."""
+    from pipelines.replay import save_whole_weights
+
+    folder = Path(config.output.dir) / "train"
+    left = folder / f"nonfinite-step-{error.record['step']}.safetensors"
+    save_whole_weights(engine, left, write=write)
+    return {"stopped": str(error), "nonfinite": error.record}

@@ -8,7 +8,7 @@ from pipelines.settings import TrainConfig
 __all__ = ["SMALLEST_LOSS_SCALE", "deepspeed_config", "learning_rate", "micro_batch_size"]
 
 SMALLEST_LOSS_SCALE = 1
-"""Loss scale of fp16 at which a gradient that still overflows is an error."""
+"""Smallest loss scale of fp16; a step that would need it is an error, it would be no scale."""
 
 
 def micro_batch_size(config: TrainConfig) -> int:

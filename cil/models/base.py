@@ -12,7 +12,7 @@ Letters as in ``cil.shapes``; h and w are latents, H and W pixels. A model folde
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -139,6 +139,16 @@ class Condition:
     motion_bucket_id: Tensor
     sigma_cond: Tensor
 
+    def to(self, device: torch.device) -> "Condition":
+        """Return the condition with all tensors on a device."""
+        return Condition(
+            **{item.name: getattr(self, item.name).to(device) for item in fields(self)}
+        )
+
+    def rows(self, indices: Tensor) -> "Condition":
+        """Return the condition of some clips, (B',) int64."""
+        return Condition(**{item.name: getattr(self, item.name)[indices] for item in fields(self)})
+
     @property
     def added_time_ids(self) -> Tensor:
         """(B, 3) float32: fps, motion bucket and sigma_cond, in the order that SVD expects."""
@@ -200,6 +210,10 @@ class ImageToVideoModel(Protocol):
 
     def temporal_parameters(self) -> frozenset[str]:
         """Return the names of the network's parameters that mix frames, as in its state dict."""
+        ...
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """Return the linear layers that LoRA adapts: their names, or ends of names at a dot."""
         ...
 
     def encode_condition(self, frame: Any) -> Tensor:

@@ -23,7 +23,7 @@ from cil.models.base import FORMAT_VERSION, Condition, FirstStage
 from cil.models.first_stage import load_first_stage
 from cil.models.frames import as_frames
 from cil.models.storage import read_json, read_tensors, write_json
-from cil.models.svd_layers import svd_temporal_parameters
+from cil.models.svd_layers import SVD_LORA_TARGETS, svd_temporal_parameters
 from cil.models.tiny_config import TinyConfig
 from cil.noise_schedule import EDMSchedule
 from cil.parameterization import Parameterization, input_scale, to_denoised
@@ -129,6 +129,10 @@ class TinyModel:
     def temporal_parameters(self) -> frozenset[str]:
         """Return the names of the network's parameters that mix frames, as in its state dict."""
         return svd_temporal_parameters(self.network)
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """Return the linear layers that LoRA adapts, by the ends of their names."""
+        return SVD_LORA_TARGETS
 
     def denoise(
         self,

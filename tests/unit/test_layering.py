@@ -15,7 +15,7 @@ import kernels
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cil", "kernels", "pipelines")
-ENGINES = {"ray", "deepspeed", "mlflow"}
+ENGINES = {"ray", "deepspeed", "mlflow", "peft"}
 FORBIDDEN = {
     "cil": {*ENGINES, "triton", "pydantic", "tyro", "pipelines", "kernels"},
     "kernels": {*ENGINES, "cil", "pipelines"},
@@ -105,6 +105,7 @@ def test_the_names_of_dependencies_are_found():
         ("cil/x.py", "from ray.data import Dataset", "cil must not import ray"),
         ("cil/x.py", "if True:\n    import numpy, deepspeed.ops", "cil must not import deepspeed"),
         ("cil/x.py", "import triton.language as tl", "cil must not import triton"),
+        ("cil/x.py", "def f():\n    from peft import LoraConfig", "cil must not import peft"),
         ("cil/x.py", "from pipelines import config", "cil must not import pipelines"),
         ("cil/x.py", "import kernels", "cil must not import kernels"),
         ("cil/x.py", "importlib.import_module('mlflow.pyfunc')", "cil must not import mlflow"),

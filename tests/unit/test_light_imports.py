@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 BLOCKED = (
     "ray",
     "deepspeed",
+    "peft",
     "mlflow",
     "diffusers",
     "transformers",

@@ -1,10 +1,19 @@
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cil.errors import DataError
 from pipelines import metrics_log
-from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback
+from pipelines.metrics_log import (
+    MetricsLog,
+    ProgressBoard,
+    ReportCallback,
+    SessionRate,
+    training_note,
+)
 
 
 def row(step, loss=None):
@@ -109,9 +118,14 @@ def callback(log, monkeypatch):
         metrics_log.tracking, "log_rows", lambda uri, run, rows: sent.append((uri, run, rows))
     )
 
-    def make():
+    def make(**more):
         return ReportCallback(
-            log_path=log.path, board=FakeBoard(), tracking_uri="sqlite:///x", run_id="run"
+            log_path=log.path,
+            board=FakeBoard(),
+            tracking_uri="sqlite:///x",
+            run_id="run",
+            num_steps=10,
+            **more,
         )
 
     make.sent = sent
@@ -123,7 +137,9 @@ def test_a_report_goes_to_file_board_and_tracking(callback, log):
     made.after_report(None, [{"rows": [row(0), row(1)]}, {"rows": [row(0, 7.0)]}], None)
     assert log.rows() == [row(0), row(1)]
     assert callback.sent == [("sqlite:///x", "run", [row(0), row(1)])]
-    assert made._board.posted == [(2, "loss 1.0000  grad 1.00  16.0 clips/s")]
+    # two steps of half a second are done, eight are left
+    note = "loss 1.0000  grad 1.00  16.0 clips/s  data wait 0%  about 4 s left"
+    assert made._board.posted == [(2, note)]
 
 
 def test_steps_that_a_resumed_run_repeats_are_written_once(callback, log):
@@ -151,3 +167,50 @@ def test_a_report_without_rows_changes_nothing(callback, log):
     made.after_report(None, [{"rows": []}], None)
     assert not log.path.exists()
     assert made._board.posted == callback.sent == []
+
+
+def test_the_rate_is_that_of_this_session():
+    """A resumed run has done 900 steps before; they took it no time."""
+    now = [1000.0]
+    rate = SessionRate(lambda: now[0])
+    rate.add([row(900), row(901)])  # two steps of half a second
+    assert rate.seconds_left(98) == pytest.approx(49)
+    now[0] += 4  # with what is between the steps: checkpoints, reports
+    rate.add([row(902), row(903)])
+    assert rate.seconds_left(96) == pytest.approx(96 * 5 / 4)
+
+
+def test_the_rate_forgets_what_was_long_ago():
+    now = [0.0]
+    rate = SessionRate(lambda: now[0])
+    for step in range(100):
+        now[0] += 10.0 if step < 50 else 1.0
+        rate.add([row(step)])
+    assert rate.seconds_left(7) == pytest.approx(7)
+
+
+def test_the_note_says_what_waited_for_data():
+    rows = [{**row(0), "data_wait_s": 0.3}, {**row(1), "data_wait_s": 0.1}]
+    assert training_note(rows, 90.4) == (
+        "loss 1.0000  grad 1.00  16.0 clips/s  data wait 40%  about 90 s left"
+    )
+    assert training_note(rows, 0.0).endswith("data wait 40%")
+
+
+def test_committed_checkpoints_are_kept_for_validation(callback):
+    kept = []
+    made = callback(keep=kept.append)
+    made.after_report(None, [{"rows": [row(0)]}], None)
+    made.after_report(None, [{"rows": [row(1)]}], SimpleNamespace(path="/ray/checkpoint"))
+    assert kept == [Path("/ray/checkpoint")]
+
+
+@pytest.mark.parametrize("error", [OSError("no room"), DataError("damaged")])
+def test_a_checkpoint_that_cannot_be_kept_is_a_warning(callback, log, caplog, error):
+    def keep(path):
+        raise error
+
+    made = callback(keep=keep)
+    made.after_report(None, [{"rows": [row(0)]}], SimpleNamespace(path="/ray/checkpoint"))
+    assert "a checkpoint will not be validated: " in caplog.text
+    assert log.rows() == [row(0)]

@@ -93,3 +93,17 @@ def test_an_error_inside_passes_through(shown):
         shown(terminal=terminal)
         with pytest.raises(RuntimeError, match="inside"), stage_progress("x", 3):
             raise RuntimeError("inside")
+
+
+def test_without_eta_the_notes_say_how_long_it_takes(shown, clock):
+    """Pieces of an earlier command would make it a lie."""
+    text = shown(terminal=False)
+    with stage_progress("train: steps", 1000, eta=False) as bar:
+        clock.now += 5
+        bar.update(900, "about 70 s left")
+    assert text() == "train: steps: 900/1000, 5 s  about 70 s left\n"
+    text = shown(terminal=True)
+    with stage_progress("train: steps", 1000, eta=False) as bar:
+        bar.update(900, "about 70 s left")
+    assert "0:00:00" in text()
+    assert "-:--:--" not in text()

@@ -49,7 +49,8 @@ def test_a_circle_of_causes_ends():
 
 def test_cpu_workers_are_told_what_deepspeed_reads_on_import():
     assert worker_environment(use_gpu=False)["DS_ACCELERATOR"] == "cpu"
-    assert worker_environment(use_gpu=True) == {}
+    assert worker_environment(use_gpu=True)["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "1"
+    assert "DS_ACCELERATOR" not in worker_environment(use_gpu=True)
     worker_environment(use_gpu=False)["DS_ACCELERATOR"] = "changed"
     assert worker_environment(use_gpu=False)["DS_ACCELERATOR"] == "cpu"
 
@@ -127,3 +128,10 @@ def test_a_cluster_that_cannot_be_reached_is_explained(ray, monkeypatch, kind):
         pass
     assert str(caught.value) == words
     assert calls == []
+
+
+def test_what_the_driver_has_set_goes_to_gpu_workers(monkeypatch):
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    assert worker_environment(use_gpu=True)["NCCL_DEBUG"] == "INFO"
+    monkeypatch.delenv("NCCL_DEBUG")
+    assert worker_environment(use_gpu=True)["NCCL_DEBUG"] == "WARN"

@@ -308,3 +308,71 @@ def test_an_experiment_that_was_deleted_is_explained(store, tmp_path):
     with pytest.raises(StageError, match="deleted"):
         tracking.start_run(config, tmp_path, MANIFEST, "k" * 64)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- validation, files, the machine ---------------------------------------------------------------
+
+
+def artifacts(client, run_id, path=None):
+    return sorted(item.path for item in client.list_artifacts(run_id, path))
+
+
+def test_a_validation_is_sent_once_with_its_files(store, tmp_path):
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "v" * 64)
+    folder = tmp_path / "step-000100"
+    folder.mkdir()
+    for name in ("metrics.json", "grid.png", "video-00.gif"):
+        (folder / name).write_text(name)
+    uri = config.tracking.uri
+    record = {"step": 100, "metrics": {"val_loss": 0.5, "val_motion_ratio": 0.9}}
+    for _ in range(2):  # a resumed run comes here again
+        assert tracking.log_validation(uri, run_id, record, folder)
+    assert history(client, run_id, "val_loss") == [(100, 0.5)]
+    assert history(client, run_id, "val_motion_ratio") == [(100, 0.9)]
+    assert artifacts(client, run_id, "validation/step-000100") == [
+        f"validation/step-000100/{name}" for name in ("grid.png", "metrics.json", "video-00.gif")
+    ]
+    assert tracking.logged_validations(config, run_id) == {100}
+
+
+def test_files_and_tags_are_sent(store, tmp_path):
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "w" * 64)
+    (tmp_path / "first_batch.png").write_text("picture")
+    assert tracking.log_files(config.tracking.uri, run_id, [tmp_path / "first_batch.png"])
+    assert artifacts(client, run_id) == ["first_batch.png"]
+    assert tracking.set_tag(config.tracking.uri, run_id, "motion_collapse", "it froze" * 2000)
+    assert client.get_run(run_id).data.tags["motion_collapse"].startswith("it froze")
+
+
+def test_what_cannot_be_sent_is_a_warning(store, tmp_path, caplog):
+    config, _ = store
+    uri = config.tracking.uri
+    record = {"step": 100, "metrics": {"val_loss": 0.5}}
+    assert not tracking.log_validation(uri, "0" * 32, record, tmp_path)
+    assert not tracking.set_tag(uri, "0" * 32, "name", "value")
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "x" * 64)
+    assert not tracking.log_files(uri, run_id, [tmp_path / "nothing.png"])
+    assert caplog.text.count("not sent, MLflow at") == 3
+
+
+def test_the_machine_is_recorded_while_the_block_runs(store, tmp_path):
+    import time
+
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "y" * 64)
+    often = dataclasses.replace(config.tracking, system_metrics_s=0.1)
+    with tracking.system_metrics(dataclasses.replace(config, tracking=often), run_id):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            names = client.get_run(run_id).data.metrics
+            if "system/cpu_utilization_percentage" in names:
+                break
+            time.sleep(0.2)
+    assert "system/cpu_utilization_percentage" in client.get_run(run_id).data.metrics
+    never = dataclasses.replace(config.tracking, system_metrics_s=0.0)
+    other = tracking.start_run(config, tmp_path / "other", MANIFEST, "z" * 64)
+    with tracking.system_metrics(dataclasses.replace(config, tracking=never), other):
+        time.sleep(0.3)
+    assert client.get_run(other).data.metrics == {}

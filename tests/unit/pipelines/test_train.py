@@ -46,13 +46,10 @@ def run_without_ray(config):
     [
         {"train": {"learning_rate": 1e-3}},
         {"train": {"num_steps": 5}},
-        {"train": {"num_workers": 1}},
-        {"train": {"micro_batch_size": 1}},
         {"train": {"ema_decay": 0.5}},
         {"train": {"precision": "bf16"}},
-        {"train": {"zero_stage": 3}},
         {"train": {"trainable": "temporal"}},
-        {"train": {"gradient_checkpointing": True}},
+        {"train": {"global_batch_size": 8}},
         {"train": {"lr_schedule": "linear"}},
         {"train": {"condition_dropout": 0.1}},
         {"model": {"p_mean": 0.5}},
@@ -79,6 +76,15 @@ def test_seed_and_data_set_decide_the_identity(encoded_run):
         {"train": {"checkpoint_every": 1}},
         {"train": {"num_checkpoints_kept": 9}},
         {"train": {"max_failures": 0}},
+        {"train": {"num_workers": 1}},
+        {"train": {"cpus_per_worker": 2}},
+        {"train": {"micro_batch_size": 1}},
+        {"train": {"zero_stage": 3}},
+        {"train": {"gradient_checkpointing": True}},
+        {"train": {"communication_elements": 10}},
+        {"train": {"persistent_elements": 10}},
+        {"train": {"spike_window": 9, "spike_deviation": 5.0, "spike_pause_steps": 3}},
+        {"train": {"stall_warning_s": 5.0}},
         {"time_noise": {"impl": "torch"}},
         {"sample": {"num_steps": 3}},
         {"output": {"dir": "elsewhere"}},
@@ -92,6 +98,32 @@ def test_what_does_not_decide_the_weights_keeps_the_identity(encoded_run, sectio
     """A run may be moved, logged more often or resumed with another address."""
     base = train_identity(encoded_run.config, "f" * 64)
     assert train_identity(change(encoded_run.config, **sections), "f" * 64) == base
+
+
+@pytest.mark.parametrize(
+    ("sections", "name"),
+    [
+        ({"model": {"p_mean": 0.5}}, "model_hash"),
+        ({"train": {"trainable": "temporal"}}, "trainable"),
+        ({"train": {"zero_stage": 3}}, "zero_stage"),
+        ({"train": {"learning_rate": 1.0}}, "config_hash"),
+    ],
+)
+def test_what_differs_is_named_when_a_run_goes_on(config, sections, name):
+    """Hashes of all settings would say that something differs, but not what."""
+    manifest = train.open_training_data(config).manifest
+
+    def state(config):
+        identity = train_identity(config, manifest.fingerprint)
+        return train.start_state(config, manifest, identity)
+
+    assert state(config).require_same_run(state(config)) is None
+    with pytest.raises(DataError, match=f"another run: {name}"):
+        state(change(config, **sections)).require_same_run(state(config))
+    other = dataclasses.replace(manifest, identity_hash="x" * 64, fingerprint="y" * 64)
+    there = train.start_state(config, other, train_identity(config, "y" * 64))
+    with pytest.raises(DataError, match=r"encoder_hash .* is x{64} there and"):
+        state(config).require_same_run(there)
 
 
 # -- before Ray is started ------------------------------------------------------------------------
@@ -166,6 +198,37 @@ def test_a_damaged_shard_is_found_before_anything_is_started(config, tmp_path):
     assert not (tmp_path / "run" / "train" / "mlflow_run.json").exists()
 
 
+@pytest.mark.parametrize("fault", ["one bit", "missing shard", "another encoder"])
+def test_a_fault_of_the_data_set_leaves_the_checkpoint_alone(config, tmp_path, fault):
+    """There is a checkpoint of this training; the data set is no longer the one it is of."""
+    manifest = train.open_training_data(config).manifest
+    identity = train_identity(config, manifest.fingerprint)
+    run_folder = tmp_path / "run" / "train" / "ray" / f"train-{identity[:12]}"
+    checkpoint = run_folder / "checkpoint_1"
+    checkpoint.mkdir(parents=True)
+    state = dataclasses.asdict(train.start_state(config, manifest, identity))
+    if fault == "another encoder":
+        state["encoder_hash"] = "x" * 64
+    (checkpoint / "train_state.json").write_text(json.dumps(state))
+    latest = {"checkpoint_dir_name": "checkpoint_1"}
+    snapshot = run_folder / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(json.dumps({"latest_checkpoint_result": latest}))
+    before = {path: path.read_bytes() for path in run_folder.rglob("*.json")}
+    shard = tmp_path / "run" / "dataset" / tar_name("shard-000001")
+    words = "encoder_hash .* is x{64} there and"
+    if fault == "one bit":
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+        words = r"shard-000001\.tar is damaged"
+    elif fault == "missing shard":
+        shard.unlink()
+        words = r"shard-000001\.tar is missing; run encode again"
+    with pytest.raises(DataError, match=words):
+        run_without_ray(config)
+    assert {path: path.read_bytes() for path in run_folder.rglob("*.json")} == before
+
+
 def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path):
     """It goes on to the check of the shards, which fails here: the report did not stop it."""
     folder = tmp_path / "run" / "train"
@@ -180,7 +243,7 @@ def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path
 # -- guards ---------------------------------------------------------------------------------------
 
 
-def test_a_gpu_without_memory_is_told_what_helps(monkeypatch):
+def test_a_gpu_without_memory_is_told_what_helps(encoded_run, monkeypatch):
     closed = []
 
     def train_it(settings, resources):
@@ -188,10 +251,12 @@ def test_a_gpu_without_memory_is_told_what_helps(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
     monkeypatch.setattr(train_worker, "_train", train_it)
+    settings = {"config": dataclasses.asdict(encoded_run.config)}
     with pytest.raises(StageError, match="too little memory: CUDA out of memory; ") as caught:
-        train_worker.train_worker({})
-    for name in ("micro_batch_size", "gradient_checkpointing", "zero_stage", "offload_optimizer"):
-        assert f"train.{name}" in str(caught.value)
+        train_worker.train_worker(settings)
+    assert str(caught.value).count(" saves about ") == 3
+    # of a network so small, the buckets of communication are the most
+    assert "by itself: train.communication_elements 50000000 saves about" in str(caught.value)
     assert closed == ["batches"]
 
 
@@ -213,7 +278,8 @@ def test_a_step_that_is_not_finite_is_written_down_with_its_replay(tmp_path):
     path = train._write_nonfinite(folder, "i" * 64, record)
     assert path == folder / "nonfinite-step-12.json"
     written = json.loads(path.read_text())
-    replay = shlex.split(written.pop("replay"))
+    replay, resume = shlex.split(written.pop("replay")), shlex.split(written.pop("resume"))
     assert written == {**record, "identity": "i" * 64}
     config, output = str(folder / "config.yaml"), str(tmp_path / "a run")
-    assert replay == ["cil", "train", "--config", config, "--output.dir", output]
+    assert resume == ["cil", "train", "--config", config, "--output.dir", output]
+    assert replay == [*resume, "--replay", str(path)]

@@ -75,9 +75,10 @@ def run_case(config, case, folder, rank, world_size):
         take = TrainStep(config, model, batches, engine, world_size=world_size)
         return engine, ShardedEma(engine, train.ema_decay), take
 
-    engine, ema, take = start(0)
+    engine, ema, take = start(case.get("from_step", 0))
     trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
-    state = TrainState(world_size=world_size)
+    expected = TrainState(world_size=world_size, zero_stage=train.zero_stage)
+    state = dataclasses.replace(expected)
     result = {"rows": [], "master_elements": 0, "optimiser_elements": 0}
     masters = []
 
@@ -90,6 +91,16 @@ def run_case(config, case, folder, rank, world_size):
         names = [name for name, _ in trained]
         masters.append({n: value.detach().clone() for n, value in zip(names, whole, strict=True)})
 
+    if "from" in case:
+        state = load_checkpoint(
+            Path(case["from"]),
+            engine=engine,
+            ema=ema,
+            expected=expected,
+            rank=rank,
+            universal=Path(case["universal"]) if "universal" in case else None,
+        )
+        save_checkpoint(folder / "again", engine=engine, ema=ema, state=state, rank=rank)
     if case.get("masters"):
         remember()
     while state.num_steps < case.get("stop_after", train.num_steps):
@@ -105,7 +116,8 @@ def run_case(config, case, folder, rank, world_size):
         if case.get("masters"):
             remember()
         if state.num_steps == case.get("resume_after"):
-            save_checkpoint(folder, engine=engine, ema=ema, state=state, rank=rank, last=False)
+            save_checkpoint(folder, engine=engine, ema=ema, state=state, rank=rank)
+            held = [shard.clone() for shard in ema.shards]
             torch.distributed.barrier()
             engine.destroy()
             engine, ema, take = start(state.num_steps)
@@ -114,9 +126,13 @@ def run_case(config, case, folder, rank, world_size):
                 folder,
                 engine=engine,
                 ema=ema,
-                expected=TrainState(world_size=world_size),
+                expected=expected,
                 rank=rank,
             )
+            same = all(a.equal(b) for a, b in zip(held, ema.shards, strict=True))
+            ranks = torch.tensor(int(same))
+            torch.distributed.all_reduce(ranks)
+            result["ranks_with_the_same_average"] = ranks.item()
     if case.get("masters"):
         remember()
     optimiser = getattr(engine.optimizer, "optimizer", engine.optimizer)
@@ -133,7 +149,7 @@ def run_case(config, case, folder, rank, world_size):
     )
     torch.distributed.all_reduce(sizes)
     result["master_elements"], result["optimiser_elements"] = sizes.tolist()
-    save_checkpoint(folder / "last", engine=engine, ema=ema, state=state, rank=rank, last=True)
+    save_checkpoint(folder / "last", engine=engine, ema=ema, state=state, rank=rank)
     if rank == 0:
         for number, step in enumerate(masters):
             save_file(

@@ -1,0 +1,78 @@
+"""The best validated checkpoint, kept apart from those that Ray keeps and deletes.
+
+``train/best`` holds the averaged weights, ``train_state.json`` and the validation's
+``metrics.json``. It is replaced as a whole. The checkpoint that replaces it is deleted from the
+queue only afterwards, so a command that is killed in between is made good by the next one.
+"""
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines.checkpoint import EMA_FILE
+from pipelines.storage import replace_folder, temporary_beside, write_json
+from pipelines.validation import METRICS_FILE, read_record
+
+__all__ = ["BEST_FOLDER", "KEPT_FILES", "best_record", "copy_weights", "keep_if_best"]
+
+BEST_FOLDER = "best"
+KEPT_FILES = (EMA_FILE, "train_state.json")
+
+_LARGER_IS_BETTER = frozenset({"val_motion_transfer"})
+
+
+def best_record(train_folder: Path, identity: str) -> dict[str, Any] | None:
+    """Read the validation of the best checkpoint so far; None if there is none of this run."""
+    return read_record(train_folder / BEST_FOLDER / METRICS_FILE, identity)
+
+
+def keep_if_best(
+    train_folder: Path, checkpoint: Path, record: dict[str, Any], *, metric: str
+) -> bool:
+    """Make a validated checkpoint the best one if its metric is better than the best so far.
+
+    Args:
+        train_folder: holds ``best``.
+        checkpoint: folder with `KEPT_FILES`; left as it is.
+        record: its validation.
+        metric: ``train.best_metric``.
+
+    Returns:
+        Whether it is the best now; the first of equals stays, and so does anything against a
+        number that is missing or not finite.
+    """
+    value = record["metrics"].get(metric, math.nan)
+    before = best_record(train_folder, record["identity"])
+    if not math.isfinite(value):
+        return False
+    if before is not None and before["step"] != record["step"]:
+        best = before["metrics"].get(metric, math.nan)
+        better = value > best if metric in _LARGER_IS_BETTER else value < best
+        if math.isfinite(best) and not better:
+            return False
+    best_folder = train_folder / BEST_FOLDER
+    temporary = temporary_beside(best_folder)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    copy_weights(checkpoint, temporary)
+    write_json(temporary / METRICS_FILE, record)
+    replace_folder(temporary, best_folder)
+    return True
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy `KEPT_FILES` into a new folder: by hard links if that is possible, which takes no room.
+
+    Raises:
+        OSError: a file is missing, or there is no room.
+    """
+    target.mkdir(parents=True)
+    for name in KEPT_FILES:
+        try:
+            os.link(source / name, target / name)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source / name, target / name)

@@ -1,0 +1,163 @@
+"""What the driver does before a training goes on from its last checkpoint. No GPU, no workers.
+
+It finds the checkpoint that Ray committed last, refuses one of another run before anything is
+started, and converts DeepSpeed's part for another number of workers (a universal checkpoint).
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
+
+from cil.errors import DataError, StageError
+from pipelines.checkpoint import TAG, damage_named
+from pipelines.checkpoint_writer import readable_bytes
+from pipelines.committed import SNAPSHOT
+from pipelines.config import child_environment
+from pipelines.progress import console
+from pipelines.storage import write_atomic
+from pipelines.train_state import TrainState, read_state
+
+__all__ = ["KeepSnapshot", "last_checkpoint", "prepare_resume"]
+
+_KEPT = "last_snapshot.json"
+_UNIVERSAL = ".universal.tmp"
+
+
+class KeepSnapshot(UserCallback):  # type: ignore[misc]
+    """Keeps a copy of Ray's list of checkpoints, which Ray overwrites in place.
+
+    A disk that is full at that moment leaves half a list, from which Ray does not start again.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Copy the list after a commit, whole or not at all."""
+        if checkpoint is not None:
+            write_atomic(self._folder / _KEPT, (self._folder / SNAPSHOT).read_bytes())
+
+
+def last_checkpoint(run_folder: Path) -> Path | None:
+    """Return the checkpoint of a run that Ray committed last; a list that is torn is repaired.
+
+    Args:
+        run_folder: Ray's folder of the run.
+
+    Raises:
+        DataError: the list of checkpoints is damaged and there is no copy of it.
+    """
+    snapshot, kept = run_folder / SNAPSHOT, run_folder / _KEPT
+    if not snapshot.exists():
+        return None
+    content = _parsed(snapshot)
+    if content is None:
+        content = _parsed(kept) if kept.exists() else None
+        if content is None:
+            raise DataError(
+                f"{snapshot} is damaged, it does not list the checkpoints any more; delete "
+                f"{run_folder} to start this training again"
+            )
+        write_atomic(snapshot, kept.read_bytes())
+    latest = content.get("latest_checkpoint_result")
+    return run_folder / latest["checkpoint_dir_name"] if latest else None
+
+
+def _remove_uncommitted(run_folder: Path) -> None:
+    """Delete checkpoints that Ray does not list: a process was killed before it committed them."""
+    snapshot = run_folder / SNAPSHOT
+    listed = snapshot.read_text() if snapshot.exists() else ""
+    for path in run_folder.glob("checkpoint_*"):
+        if path.is_dir() and path.name not in listed:
+            shutil.rmtree(path)
+
+
+def _parsed(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def prepare_resume(folder: Path, run_folder: Path, expected: TrainState) -> Path | None:
+    """Look at the last checkpoint of a run, and convert it if the number of workers is another.
+
+    Args:
+        folder: the training folder; what is converted goes into a temporary folder of it.
+        run_folder: Ray's folder of the run.
+        expected: what must agree; ``world_size`` is the number of workers now.
+
+    Returns:
+        The converted checkpoint, None if none is needed.
+
+    Raises:
+        DataError: the checkpoint is of another run, or damaged.
+        StageError: it could not be converted.
+    """
+    checkpoint = last_checkpoint(run_folder)
+    _remove_uncommitted(run_folder)
+    if checkpoint is None:
+        return None
+    with damage_named(checkpoint):
+        state = read_state(checkpoint)
+    expected.require_same_run(state)
+    if state.world_size == expected.world_size or not expected.zero_stage:
+        return None
+    console.print(
+        f"train: the checkpoint of step {state.num_steps} was written by {state.world_size} "
+        f"workers; converting it for {expected.world_size}"
+    )
+    return convert(checkpoint, folder / _UNIVERSAL, zero_stage=expected.zero_stage)
+
+
+def convert(checkpoint: Path, target: Path, *, zero_stage: int) -> Path:
+    """Convert DeepSpeed's part of a checkpoint so that any number of workers can load it.
+
+    Args:
+        checkpoint: the checkpoint.
+        target: folder to make.
+        zero_stage: ZeRO stage that wrote it, 1 to 3.
+
+    Raises:
+        StageError: DeepSpeed could not convert it, or there is too little space.
+    """
+    source = checkpoint / TAG
+    # the parts of all tensors, then the tensors; the parts are deleted at the end
+    needed = 2 * sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise StageError(
+            f"converting {checkpoint} for another number of workers needs "
+            f"{readable_bytes(needed)} in {target.parent}, {readable_bytes(free)} are free; make "
+            "room there, or go on with the number of workers that wrote it"
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(source), "--output_folder", str(target / TAG)]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    if zero_stage < 3:
+        command.append("--inject_missing_state")
+    done = subprocess.run(
+        command,
+        env=child_environment(DS_ACCELERATOR="cpu"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        shutil.rmtree(target, ignore_errors=True)
+        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise StageError(
+            f"DeepSpeed could not convert {checkpoint} for another number of workers: {last}; go "
+            "on with the number of workers that wrote it"
+        )
+    return target

@@ -1,0 +1,143 @@
+"""The held-out clips that a validation looks at, as tensors; the same ones for every checkpoint.
+
+In: the held-out clips of a data set. Out: the first few of them in the order of the hashes of their
+keys, so that new videos replace few of them, and per clip a number of its own for its noise.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cil.models import ImageToVideoModel
+from cil.rng import Stream, normal
+from pipelines.config import RunConfig
+from pipelines.dataset import TrainingData
+from pipelines.shard_reader import LatentClip, ShardReader
+
+__all__ = ["HeldOutClip", "Latents", "choose_clips", "chunks", "drawn_latents", "sample_id"]
+
+_FIRST_SAMPLE_ID = 2**31
+"""Above the places in a global batch, which are the sample ids of training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutClip:
+    """A clip that is not trained on, and its conditioning frame."""
+
+    stored: LatentClip
+    """Posterior of the latents, unscaled, float32 on the CPU."""
+    image: npt.NDArray[np.uint8]
+    """(H, W, 3) uint8 RGB."""
+
+    @property
+    def sample_id(self) -> int:
+        """Number of the clip in the counter of all random numbers."""
+        return sample_id(self.stored.record.key)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latents:
+    """Some clips of one bucket in the scale of training."""
+
+    clean: Tensor
+    """(B, F, C, h, w) scaled clean latents."""
+    conditioning: Tensor
+    """(B, 1, C, h, w) first frame in the scale that the network gets, without noise."""
+    frame: Tensor
+    """(B, 1, C, h, w) first frame in the scale of ``clean``."""
+    tokens: Tensor
+    """(B, L, D) image tokens."""
+    fps: Tensor
+    """(B,) frames per second."""
+    sample_ids: Tensor
+    """(B,) int64."""
+
+
+def sample_id(key: str) -> int:
+    """Return a clip's number in the counter of random numbers; none is a place in a batch."""
+    return _FIRST_SAMPLE_ID + int(key[:7], 16)
+
+
+def choose_clips(data: TrainingData, count: int, *, bucket: str | None = None) -> list[HeldOutClip]:
+    """Read the held-out clips that are validated on.
+
+    Args:
+        data: the data set.
+        count: clips at most.
+        bucket: take clips of this bucket only.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    places = [
+        (hashlib.sha256(key.encode()).hexdigest(), reader, index)
+        for name, reader in sorted(data.held_out.items())
+        if bucket in (None, name)
+        for index, key in enumerate(reader.sample_keys())
+    ]
+    chosen = sorted(places, key=lambda place: place[0])[:count]
+    return [
+        HeldOutClip(stored=reader.clip(index), image=_image(reader, index))
+        for _, reader, index in chosen
+    ]
+
+
+def _image(reader: ShardReader, index: int) -> npt.NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(reader.thumbnail(index))) as image:
+        return np.array(image.convert("RGB"))
+
+
+def chunks(clips: Sequence[HeldOutClip], size: int) -> Iterator[list[HeldOutClip]]:
+    """Divide clips into batches of one bucket each, in their order within each bucket."""
+    for bucket in sorted({clip.stored.record.bucket for clip in clips}):
+        own = [clip for clip in clips if clip.stored.record.bucket == bucket]
+        for start in range(0, len(own), size):
+            yield own[start : start + size]
+
+
+def drawn_latents(
+    clips: Sequence[HeldOutClip],
+    model: ImageToVideoModel,
+    config: RunConfig,
+    *,
+    step: int | None,
+    device: torch.device,
+) -> Latents:
+    """Put clips of one bucket into tensors.
+
+    Args:
+        clips: of one bucket.
+        model: for its scales.
+        config: the run; its seed decides the posterior's samples.
+        step: of the counter; None takes the mean of the posterior.
+        device: where the tensors go.
+    """
+    stored = [clip.stored for clip in clips]
+    mean = torch.stack([clip.mean for clip in stored]).to(device)
+    std = torch.stack([clip.std for clip in stored]).to(device)
+    ids = torch.tensor([clip.sample_id for clip in clips], dtype=torch.int64, device=device)
+
+    def sample(mean: Tensor, std: Tensor, stream: Stream) -> Tensor:
+        if step is None:
+            return mean
+        noise = normal(mean.shape[1:], seed=config.seed, sample_ids=ids, stream=stream, step=step)
+        return mean + std * noise
+
+    first = sample(mean[:, :1], std[:, :1], Stream.COND_POSTERIOR)
+    scale = model.first_stage.scaling_factor
+    return Latents(
+        clean=sample(mean, std, Stream.POSTERIOR) * scale,
+        conditioning=first * model.conditioning_scale,
+        frame=first * scale,
+        tokens=torch.stack([clip.image_embeds for clip in stored]).to(device),
+        fps=torch.tensor([clip.record.fps for clip in stored]),
+        sample_ids=ids,
+    )

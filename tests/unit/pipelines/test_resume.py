@@ -1,0 +1,171 @@
+import json
+import shutil
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from cil.errors import DataError, StageError
+from pipelines import checkpoint_writer, resume
+from pipelines.checkpoint_writer import CheckpointWriter
+from pipelines.resume import KeepSnapshot, convert, last_checkpoint, prepare_resume
+from pipelines.train_state import TrainState
+
+STATE = TrainState(num_steps=7, seed=3, world_size=2, zero_stage=2, trainable="all")
+
+
+def write_run(folder, *names, latest=None):
+    """A run's folder as Ray leaves it, with some checkpoints."""
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name / "state").mkdir(parents=True)
+        (folder / name / "state" / "weights.pt").write_bytes(b"0" * 100)
+        (folder / name / "train_state.json").write_text(json.dumps(asdict(STATE)))
+    result = {"checkpoint_dir_name": latest or names[-1]} if names else None
+    snapshot = {"ray_version": "2", "latest_checkpoint_result": result}
+    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+    return folder
+
+
+# -- what Ray has committed -----------------------------------------------------------------------
+
+
+def test_without_a_run_or_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
+    assert last_checkpoint(tmp_path / "nothing") is None
+    assert last_checkpoint(write_run(tmp_path / "empty")) is None
+
+
+def test_the_last_one_is_what_ray_committed_not_the_newest_folder(tmp_path):
+    folder = write_run(tmp_path / "run", "checkpoint_1", "checkpoint_2", latest="checkpoint_1")
+    assert last_checkpoint(folder) == folder / "checkpoint_1"
+
+
+def test_a_list_that_a_full_disk_tore_is_taken_from_its_copy(tmp_path):
+    folder = write_run(tmp_path / "run", "checkpoint_1")
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    whole = snapshot.read_bytes()
+    KeepSnapshot(folder).after_report(None, [], None)
+    assert not (folder / "last_snapshot.json").exists()
+    KeepSnapshot(folder).after_report(None, [], object())
+    snapshot.write_bytes(whole[:-9])
+    assert last_checkpoint(folder) == folder / "checkpoint_1"
+    assert snapshot.read_bytes() == whole
+    snapshot.write_bytes(b"")
+    (folder / "last_snapshot.json").unlink()
+    with pytest.raises(DataError, match="does not list the checkpoints any more; delete"):
+        last_checkpoint(folder)
+
+
+def test_what_was_not_committed_is_deleted(tmp_path):
+    """A process was killed after its files were in place."""
+    folder = write_run(tmp_path / "run", "checkpoint_1", "checkpoint_2", latest="checkpoint_1")
+    assert prepare_resume(tmp_path, folder, STATE) is None
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint_1",
+        "checkpoint_manager_snapshot.json",
+    ]
+    (tmp_path / "never" / "checkpoint_1").mkdir(parents=True)
+    assert prepare_resume(tmp_path, tmp_path / "never", STATE) is None
+    assert list((tmp_path / "never").iterdir()) == []
+
+
+# -- before anything is started -------------------------------------------------------------------
+
+
+def test_the_same_number_of_workers_needs_no_conversion(tmp_path):
+    folder = write_run(tmp_path / "run", "checkpoint_1")
+    assert prepare_resume(tmp_path, folder, STATE) is None
+    assert prepare_resume(tmp_path, tmp_path / "nothing", STATE) is None
+
+
+def test_another_run_is_refused_with_both_values(tmp_path):
+    folder = write_run(tmp_path / "run", "checkpoint_1")
+    with pytest.raises(DataError, match="zero_stage is 2 there and 3 here"):
+        prepare_resume(tmp_path, folder, replace(STATE, zero_stage=3))
+    (folder / "checkpoint_1" / "train_state.json").unlink()
+    with pytest.raises(DataError, match="checkpoint_1 is damaged"):
+        prepare_resume(tmp_path, folder, STATE)
+
+
+@pytest.mark.parametrize(("stage", "converts"), [(0, False), (1, True), (2, True), (3, True)])
+def test_other_workers_are_announced_and_converted_for(
+    tmp_path, monkeypatch, capsys, stage, converts
+):
+    folder = write_run(tmp_path / "run", "checkpoint_1")
+    state = folder / "checkpoint_1" / "train_state.json"
+    state.write_text(json.dumps(asdict(replace(STATE, zero_stage=stage))))
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(resume.subprocess, "run", run)
+    expected = replace(STATE, world_size=4, zero_stage=stage, num_steps=0)
+    made = prepare_resume(tmp_path, folder, expected)
+    said = " ".join(capsys.readouterr().err.split())
+    if not converts:
+        assert (made, commands) == (None, [])
+        return
+    assert made == tmp_path / ".universal.tmp"
+    assert "the checkpoint of step 7 was written by 2 workers; converting it for 4" in said
+    (command,) = commands
+    assert command[1:3] == ["-m", "deepspeed.checkpoint.ds_to_universal"]
+    assert str(folder / "checkpoint_1" / "state") in command
+    assert ("--inject_missing_state" in command) is (stage < 3)
+
+
+def test_a_conversion_that_fails_says_why_and_leaves_nothing(tmp_path):
+    """DeepSpeed itself is run, on a folder that it cannot read."""
+    folder = write_run(tmp_path / "run", "checkpoint_1")
+    with pytest.raises(StageError, match=r"DeepSpeed could not convert .*; go on with the number"):
+        convert(folder / "checkpoint_1", tmp_path / "universal", zero_stage=2)
+    assert not (tmp_path / "universal").exists()
+
+
+def test_a_conversion_needs_space(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", "checkpoint_1")
+    usage = shutil.disk_usage(tmp_path)._replace(free=199)
+    monkeypatch.setattr(resume.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StageError, match=r"needs 0.0 MiB \(200 bytes\) .*\(199 bytes\) are free"):
+        convert(folder / "checkpoint_1", tmp_path / "universal", zero_stage=2)
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_writer, "checkpoint_bytes", lambda *_: 1000)
+    return CheckpointWriter(tmp_path, engine=None, ema=None, rank=0)
+
+
+def test_too_little_space_is_seen_before_anything_is_written(writer, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**23 + 999)
+    monkeypatch.setattr(checkpoint_writer.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", None)
+    problem = writer.write(STATE)
+    assert f"the checkpoint of step 7 cannot be written to {tmp_path}: there is too lit" in problem
+    assert "needs 8.0 MiB (8389608 bytes), 8.0 MiB (8389607 bytes) are free" in problem
+    assert "The last committed checkpoint is kept: make room there" in problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(writer, tmp_path, monkeypatch):
+    def save(folder, **_):
+        (folder / "half").write_text("half")
+        raise OSError(28, "No space left on device", "half")
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save)
+    (tmp_path / ".checkpoint-rank0.tmp").mkdir()  # of a process that was killed
+    problem = writer.write(STATE)
+    assert "worker 0: [Errno 28] No space left on device: 'half'; it needs 0.0 MiB" in problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_a_worker_does_not_see_is_named(tmp_path):
+    with pytest.raises(
+        StageError, match=r"output\.dir must be on a file system that all nodes share"
+    ):
+        CheckpointWriter(Path(tmp_path / "elsewhere"), engine=None, ema=None, rank=1)

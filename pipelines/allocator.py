@@ -2,7 +2,7 @@
 
 A process that works on one clip after another asks for the same large buffers again and again.
 glibc hands large buffers back to the kernel when they are freed, and the next ones come page by
-page, each a fault: a third of the time of a worker that encodes clips of 256 x 256.
+page, each a fault, which can take as long as the work on them.
 """
 
 import ctypes

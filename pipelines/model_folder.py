@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cil.errors import DataError
-from cil.models import ImageToVideoModel, build
+from cil.models import FirstStage, ImageToVideoModel, build
 from pipelines.config import RunConfig
 from pipelines.engine import choose_trainable
 from pipelines.lora import add_lora, lora_parameters, merge_lora, save_adapter
@@ -20,7 +20,7 @@ from pipelines.selection.bucket import Bucket
 from pipelines.shard_reader import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
 
-__all__ = ["ADAPTER_FOLDER", "build_model", "save_model", "with_adapters", "write_model"]
+__all__ = ["ADAPTER_FOLDER", "build_model", "new_model", "save_model", "write_model"]
 
 ADAPTER_FOLDER = "adapter"
 
@@ -36,31 +36,49 @@ def build_model(config: RunConfig, dataset: ShardReader) -> ImageToVideoModel:
     Raises:
         ConfigError: ``train.lora_targets`` does not fit the network.
     """
-    settings = asdict(config.model)
-    family = settings.pop("family")
-    size = Bucket.parse(dataset.bucket)
     first_stage = dataset.first_stage()
+    return new_model(
+        config,
+        Bucket.parse(dataset.bucket),
+        first_stage=first_stage,
+        latent_channels=first_stage.latent_channels,
+        downsampling=first_stage.downsampling,
+    )
+
+
+def new_model(
+    config: RunConfig,
+    size: Bucket,
+    *,
+    latent_channels: int,
+    downsampling: int,
+    first_stage: FirstStage | None = None,
+) -> ImageToVideoModel:
+    """Build the network for clips of a size, with adapters where the run trains them.
+
+    Args:
+        config: the run.
+        size: of the clips.
+        latent_channels: of the first stage.
+        downsampling: pixels per latent, each way.
+        first_stage: the codec; a plan needs none.
+
+    Raises:
+        ConfigError: ``train.lora_targets`` does not fit the network.
+    """
+    settings = asdict(config.model)
     model = build(
-        family,
+        settings.pop("family"),
         seed=config.seed,
         first_stage=first_stage,
         num_frames=size.num_frames,
         height=size.height,
         width=size.width,
         fps=config.data.fps,
-        latent_channels=first_stage.latent_channels,
-        downsampling=first_stage.downsampling,
+        latent_channels=latent_channels,
+        downsampling=downsampling,
         **settings,
     )
-    return with_adapters(config, model)
-
-
-def with_adapters(config: RunConfig, model: ImageToVideoModel) -> ImageToVideoModel:
-    """Add adapters to a model's network, in place, where the run trains them.
-
-    Raises:
-        ConfigError: ``train.lora_targets`` does not fit the network.
-    """
     train = config.train
     if train.trainable == "lora":
         add_lora(

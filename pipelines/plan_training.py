@@ -8,16 +8,16 @@ the other bytes are sums, see `train_memory.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from cil.errors import ConfigError
-from cil.models import ImageToVideoModel, build, load_first_stage
+from cil.models import ImageToVideoModel, load_first_stage
 from pipelines.activations import MeasuredNetwork, measure_network
 from pipelines.config import RunConfig, clip_buckets, dataset_of
 from pipelines.engine import choose_trainable
-from pipelines.model_folder import with_adapters
+from pipelines.model_folder import new_model
 from pipelines.report import RunReport, Stopwatch
 from pipelines.selection.bucket import Bucket
 from pipelines.settings import TrainConfig
@@ -189,20 +189,12 @@ def _measure(config: RunConfig, clips: _Clips) -> MeasuredNetwork:
 
 
 def _model(config: RunConfig, clips: _Clips) -> ImageToVideoModel:
-    settings = asdict(config.model)
-    size = clips.largest
-    model = build(
-        settings.pop("family"),
-        seed=config.seed,
-        num_frames=size.num_frames,
-        height=size.height,
-        width=size.width,
-        fps=config.data.fps,
+    return new_model(
+        config,
+        clips.largest,
         latent_channels=clips.latent_channels,
         downsampling=clips.downsampling,
-        **settings,
     )
-    return with_adapters(config, model)
 
 
 def choices(train: TrainConfig, *, workers: tuple[int, ...]) -> Iterator[TrainConfig]:

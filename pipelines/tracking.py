@@ -476,11 +476,9 @@ def register_model(
     import mlflow
 
     alias = "challenger"
-    with _explained("registering the model", uri):
+    with _explained("registering the model", uri), _store_of_process(uri):
         version = _find_version(client, name, identity)
         if version is None:
-            mlflow.set_tracking_uri(uri)
-            mlflow.set_registry_uri(uri)
             for key, value in metrics.items():
                 client.log_metric(run_id, key, value)
             with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
@@ -504,6 +502,31 @@ def register_model(
         "alias": alias,
         "run_id": run_id,
     }
+
+
+@contextmanager
+def _store_of_process(uri: str) -> Iterator[None]:
+    """Let mlflow use this store where its functions take none, or do not pass theirs on.
+
+    mlflow also writes it into the environment, where it would lead every later child process of
+    ours to this store; both are put back.
+    """
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_registry_uri(None)
+        mlflow.set_tracking_uri(None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _find_version(client: Any, name: str, identity: str) -> str | None:
@@ -567,10 +590,8 @@ def download_model(uri: str, store: str) -> Path:
     _client(store)
     import mlflow
 
-    mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
     try:
-        with _explained(f"fetching {uri}", store):
+        with _explained(f"fetching {uri}", store), _store_of_process(store):
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except StageError as error:
         code = getattr(error.__cause__, "error_code", None)

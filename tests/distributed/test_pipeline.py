@@ -151,7 +151,8 @@ assert (model.predict(image, params={"seed": 2}) != video).any()
 def test_a_plain_mlflow_client_loads_the_model_without_pickle(finished_run, tmp_path):
     uri = finished_run.reports["register"]["outputs"]["tracking_uri"]
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    environment.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", _PLAIN_CLIENT, uri],
         cwd=tmp_path,

@@ -242,7 +242,9 @@ def write_noise(path, seed, *, num_frames=32, fps=16):
     colours = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
     picture = np.repeat(np.repeat(colours, 8, axis=0), 8, axis=1)
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=fps, options={"crf": "12", "bf": "0"})
+        # x264 writes its number of threads into the file, by default that of the machine's cores
+        options = {"crf": "12", "bf": "0", "threads": "1"}
+        stream = file.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
         for index in range(num_frames):
             shifted = np.ascontiguousarray(np.roll(picture, index, axis=1))
@@ -302,6 +304,7 @@ def encoded_run(tmp_path_factory):
             "encode": {"videos_per_shard": 3},
             "train": {"global_batch_size": 4, "num_steps": 4, "warmup_steps": 0},
             "sample": {"num_steps": 2, "num_videos": 2},
+            "validate": {"held_out_fraction": 0},
             "output": {"dir": str(folder / "run")},
         },
         source="the tests",

@@ -2,6 +2,7 @@ import dataclasses
 import http.server
 import json
 import logging
+import os
 import socket
 import threading
 
@@ -283,6 +284,17 @@ def test_a_model_that_is_not_there_is_explained(store, uri):
     config, _ = store
     with pytest.raises(StageError, match=f"there is no {uri} in sqlite:///.*; check the name"):
         tracking.download_model(uri, config.tracking.uri)
+
+
+def test_using_a_store_leads_no_child_process_to_it(store, monkeypatch):
+    uri = store[0].tracking.uri
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///elsewhere.db")
+    before = dict(os.environ)
+    with pytest.raises(StageError):
+        tracking.download_model("models:/nothing@champion", uri)
+    with tracking._store_of_process(uri):
+        assert os.environ["MLFLOW_REGISTRY_URI"] == os.environ["MLFLOW_TRACKING_URI"] == uri
+    assert dict(os.environ) == before
 
 
 def test_artifacts_of_an_oddly_named_folder_stay_in_it(store, tmp_path):

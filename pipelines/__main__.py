@@ -314,10 +314,11 @@ def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunC
     import tyro
 
     from pipelines.config import RunConfig, load_config, validate_config
+    from pipelines.pretrained_parts import with_pretrained_parts
 
     config = load_config(common.config)
     if not rest:
-        return config
+        return with_pretrained_parts(config)
     overridden = tyro.cli(
         RunConfig,
         default=config,
@@ -325,7 +326,8 @@ def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunC
         prog=f"cil {command}",
         description=_description(command),
     )
-    return validate_config(asdict(overridden), source="the command line")
+    config = validate_config(asdict(overridden), source="the command line")
+    return with_pretrained_parts(config)
 
 
 def _description(command: str) -> str:

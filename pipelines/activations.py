@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from cil.losses import NetworkInputs
-from cil.models import ImageToVideoModel
+from cil.models import ClipConditions, ImageToVideoModel
 from pipelines.settings import TrainConfig
 from pipelines.train_memory import NetworkSize
 
@@ -111,7 +111,7 @@ def _peak(model: ImageToVideoModel, clips: int) -> int:
     ones = torch.ones(clips)
     image = torch.zeros(model.config.height, model.config.width, 3, dtype=torch.uint8)
     tokens = model.encode_condition(image)
-    call = model.network_call(fps=ones, motion_bucket_id=ones)
+    call = model.network_call(ClipConditions(fps=ones, motion_bucket_id=ones, frame_stride=ones))
     for parameter in network.parameters():
         if parameter.requires_grad:  # gradients are counted elsewhere: let each go at once
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from annotated_types import Ge, Lt
 from cil.errors import ConfigError
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
+from pipelines.model_settings import ModelConfig, model_mistakes
 from pipelines.read_config import ReadConfig
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.config import SelectionConfig, contradictions
@@ -32,7 +33,6 @@ from pipelines.settings import (
     DataConfig,
     EncodeConfig,
     FirstStageConfig,
-    ModelConfig,
     OutputConfig,
     SampleConfig,
     TrackingConfig,
@@ -99,13 +99,14 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
     Not in ``__post_init__``: parsing the command line would stop there, before the ranges of all
     other settings are looked at.
     """
-    data, stage, model = config.data, config.first_stage, config.model
+    data, stage = config.data, config.first_stage
     try:
         buckets = clip_buckets(data)
     except ConfigError as error:
         yield f"data.buckets: {error}"
         buckets = ()
-    for bucket in buckets if stage.path is None else ():
+    own_codec = stage.path is None and config.model.pretrained is None
+    for bucket in buckets if own_codec else ():
         for name, size in (("height", bucket.height), ("width", bucket.width)):
             if size % stage.patch_size:
                 where = (
@@ -124,13 +125,7 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
             f"first_stage.latent_channels must be < 3 * patch_size^2 = {3 * stage.patch_size**2}, "
             f"got {stage.latent_channels}"
         )
-    if len(model.num_attention_heads) != len(model.block_out_channels):
-        yield (
-            "model.num_attention_heads must have one number per level of model.block_out_channels, "
-            f"got {len(model.num_attention_heads)} and {len(model.block_out_channels)}"
-        )
-    if model.sigma_max <= model.sigma_min:
-        yield f"model.sigma_max must be > sigma_min = {model.sigma_min}, got {model.sigma_max}"
+    yield from model_mistakes(config.model)
     yield from _train_checks(config.train)
     yield from _validate_checks(config)
 

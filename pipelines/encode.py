@@ -28,6 +28,7 @@ from pipelines.dataset_identity import (
     settings_identity,
 )
 from pipelines.first_stage import NoClipsError, ensure_first_stage
+from pipelines.model_settings import token_width
 from pipelines.planning import extend_plan
 from pipelines.progress import console, stage_progress
 from pipelines.ray_map import map_rows
@@ -172,7 +173,7 @@ def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: Source
         clip_hash=clip_hash(plan.identity),
         fps=config.data.fps,
         seed=config.seed,
-        token_width=config.model.cross_attention_dim,
+        token_width=token_width(config.model),
         decode=config.decode,
         encode=encode,
         condition=located(config).condition,

@@ -11,6 +11,7 @@ from cil.models import FirstStage, load_first_stage
 from cil.models.condition_encoders import ImageEncoder, TextEncoder
 from cil.models.first_stage import FirstStageOptions, takes_no_options
 from pipelines.config import RunConfig
+from pipelines.model_settings import token_width
 from pipelines.settings import ConditionConfig, EncodeConfig
 
 __all__ = ["ConditionEncoders", "compute_device", "condition_identity", "first_stage_for_encoding"]
@@ -44,7 +45,7 @@ def condition_identity(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: an encoder cannot be read.
     """
-    encoders = ConditionEncoders(config.condition, config.encode, config.model.cross_attention_dim)
+    encoders = ConditionEncoders(config.condition, config.encode, token_width(config.model))
     return encoders.identity()
 
 

@@ -6,16 +6,16 @@ opens like any other, and ``adapter/`` with the adapters alone, as peft writes t
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
 from cil.errors import DataError
-from cil.models import FirstStage, ImageToVideoModel, build
+from cil.models import FirstStage, ImageToVideoModel, build, load
 from pipelines.config import RunConfig
 from pipelines.engine import choose_trainable
 from pipelines.lora import add_lora, lora_parameters, merge_lora, save_adapter
+from pipelines.model_settings import family_settings
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_reader import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
@@ -66,19 +66,27 @@ def new_model(
     Raises:
         ConfigError: ``train.lora_targets`` does not fit the network.
     """
-    settings = asdict(config.model)
-    model = build(
-        settings.pop("family"),
-        seed=config.seed,
-        first_stage=first_stage,
-        num_frames=size.num_frames,
-        height=size.height,
-        width=size.width,
-        fps=config.data.fps,
-        latent_channels=latent_channels,
-        downsampling=downsampling,
-        **settings,
-    )
+    settings = {
+        "num_frames": size.num_frames,
+        "height": size.height,
+        "width": size.width,
+        "fps": config.data.fps,
+        "latent_channels": latent_channels,
+        "downsampling": downsampling,
+        **family_settings(config.model),
+    }
+    family, encoders = config.model.family, config.condition.image_encoder
+    if config.model.pretrained is None:
+        model = build(family, seed=config.seed, first_stage=first_stage, **settings)
+    else:
+        model = load(
+            family,
+            config.model.pretrained,
+            first_stage=first_stage,
+            encoders=None if encoders is None else Path(encoders),
+            weights=first_stage is not None,
+            **settings,
+        )
     train = config.train
     if train.trainable == "lora":
         add_lora(

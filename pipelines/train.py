@@ -24,6 +24,7 @@ from pipelines.fused_input import choose_impl
 from pipelines.ledger import LedgerCallback
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import save_model
+from pipelines.pretrained_parts import model_identity
 from pipelines.progress import console
 from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
@@ -215,7 +216,7 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
     return content_hash(
         {
             "seed": config.seed,
-            "model": asdict(config.model),
+            "model": model_identity(config),
             "time_noise": time_noise,
             "train": settings,
             "held_out_fraction": config.validate.held_out_fraction,
@@ -231,7 +232,7 @@ def start_state(config: RunConfig, manifest: Manifest, identity: str) -> TrainSt
         world_size=config.train.num_workers,
         zero_stage=config.train.zero_stage,
         trainable=config.train.trainable,
-        model_hash=content_hash(asdict(config.model)),
+        model_hash=content_hash(model_identity(config)),
         encoder_hash=manifest.identity_hash,
         manifest_fingerprint=manifest.fingerprint,
         config_hash=identity,

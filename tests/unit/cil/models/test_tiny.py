@@ -61,6 +61,7 @@ def test_the_network_is_given_what_svd_expects(model, noisy):
         image_embeds=torch.ones(2, 1, 32),
         fps=torch.tensor([8.0, 7.0]),
         motion_bucket_id=torch.tensor([127.0, 9.0]),
+        frame_stride=torch.ones(2),
         sigma_cond=torch.tensor([0.0, 1.5]),
     )
     denoised = model.denoise(noisy, sigma, condition, network=recorder)

@@ -1,0 +1,92 @@
+"""Settings of the network, for all families; what a family does not have cannot be set for it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+from cil.models import config_class
+
+__all__ = ["ModelConfig", "family_settings", "model_mistakes", "token_width"]
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network that is trained, and its noise schedule; null takes the family's own."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+    family: Literal["tiny", "svd"] = "tiny"
+    """Model family, a name in the registry of `cil.models`."""
+    pretrained: str | None = None
+    """Folder of published weights, as diffusers writes a pipeline, or a model folder of ours. Every
+    family but tiny needs it; first stage and encoders are taken from it where `first_stage.path`,
+    `condition.image_encoder` and `condition.text_encoder` do not name others."""
+    block_out_channels: Annotated[tuple[Count, ...], MinLen(2)] | None = None
+    """Channels per level (tiny); one level must have at least 64, or the network cannot see sigma.
+    """
+    layers_per_block: Count | None = None
+    """Residual blocks per level (tiny)."""
+    num_attention_heads: Annotated[tuple[Count, ...], MinLen(2)] | None = None
+    """Attention heads per level (tiny)."""
+    cross_attention_dim: Count | None = None
+    """Width of an image token (tiny)."""
+    addition_time_embed_dim: Count | None = None
+    """Width of the embedding of fps, motion bucket and sigma_cond (tiny)."""
+    p_mean: float | None = None
+    """Mean of ln(sigma) in training (EDM: tiny, svd)."""
+    p_std: Positive | None = None
+    """Standard deviation of ln(sigma) in training (EDM: tiny, svd)."""
+    sigma_min: Positive | None = None
+    """Smallest sigma of sampling (EDM: tiny, svd)."""
+    sigma_max: Positive | None = None
+    """Largest sigma of sampling (EDM: tiny, svd)."""
+    motion_bucket_id: Annotated[float, Ge(0), Le(255)] | None = None
+    """Motion bucket that the network is told of every clip (tiny, svd), in training and sampling.
+    null tells a clip's own, by its measured motion, in training and 127 in sampling; tiny is always
+    told 127 then."""
+
+
+def family_settings(model: ModelConfig) -> dict[str, Any]:
+    """Return what is set of the family's own settings."""
+    return {
+        item.name: getattr(model, item.name)
+        for item in fields(model)
+        if item.name not in ("family", "pretrained") and getattr(model, item.name) is not None
+    }
+
+
+def token_width(model: ModelConfig) -> int:
+    """Return the width of the zero token that is stored without an image encoder."""
+    settings = config_class("tiny")(**(family_settings(model) if model.family == "tiny" else {}))
+    return int(settings.cross_attention_dim)
+
+
+def model_mistakes(model: ModelConfig) -> Iterator[str]:
+    """Yield what is wrong with the settings, without reading any weights."""
+    known = {item.name for item in fields(config_class(model.family))}
+    given = family_settings(model)
+    for name in sorted(set(given) - known):
+        yield f"model.{name} is not a setting of the family {model.family}; leave it out"
+    if model.family == "tiny":
+        if model.pretrained is not None:
+            yield "model.pretrained is for published families; tiny starts from fresh weights"
+        heads, channels = given.get("num_attention_heads"), given.get("block_out_channels")
+        own = config_class("tiny")()
+        heads, channels = heads or own.num_attention_heads, channels or own.block_out_channels
+        if len(heads) != len(channels):
+            yield (
+                "model.num_attention_heads must have one number per level of "
+                f"model.block_out_channels, got {len(heads)} and {len(channels)}"
+            )
+    elif model.pretrained is None:
+        yield (
+            f"model.family {model.family} needs model.pretrained, the folder of the published "
+            "weights"
+        )
+    low, high = given.get("sigma_min"), given.get("sigma_max")
+    if low is not None and high is not None and high <= low:
+        yield f"model.sigma_max must be > sigma_min = {low}, got {high}"

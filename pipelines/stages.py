@@ -5,9 +5,10 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from pipelines import tracking
 from pipelines.config import RunConfig, clip_buckets, dataset_of
+from pipelines.model_settings import family_settings
 from pipelines.progress import console
 from pipelines.remote import is_url
 from pipelines.report import RunReport
@@ -146,7 +147,6 @@ def _check_one_bucket(config: RunConfig) -> None:
 def _check_first_stage(config: RunConfig) -> None:
     if config.first_stage.path is None:
         return
-    from cil.errors import DataError
     from cil.models import load_first_stage
 
     try:
@@ -169,12 +169,17 @@ def _check_impl(config: RunConfig) -> None:
 
 
 def _check_model(config: RunConfig) -> None:
-    """Let the family check its own settings."""
-    from dataclasses import asdict
+    """Let the family check its own settings, and its folder's."""
+    from cil.models import config_class, load
 
-    from cil.models.tiny_config import TinyConfig
-
-    settings = asdict(config.model)
-    settings.pop("family")
-    TinyConfig(**settings)
-    config.time_noise.build(TinyConfig(**settings).schedule)
+    model = config.model
+    if model.pretrained is None:
+        schedule = config_class(model.family)(**family_settings(model)).schedule
+    else:
+        try:
+            schedule = load(
+                model.family, model.pretrained, weights=False, **family_settings(model)
+            ).schedule
+        except DataError as error:
+            raise ConfigError(f"model.pretrained: {error}") from error
+    config.time_noise.build(schedule)

@@ -278,9 +278,9 @@ def _named_back(
 
 def _tokenizer(folder: Path, embedding: Tensor) -> Any:
     """Read the tokenizer, check its vocabulary, and let it pad as OpenCLIP does."""
-    from cil.models.condition_encoders import _load_tokenizer
+    from cil.models.condition_encoders import load_tokenizer
 
-    words = _load_tokenizer(folder)
+    words = load_tokenizer(folder)
     marks = (words.bos_token_id, words.eos_token_id)
     wanted = tuple(embedding.shape[0] + place for place in _OUR_MARKS.values())
     if len(words) != embedding.shape[0] or marks != wanted:

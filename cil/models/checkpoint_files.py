@@ -10,6 +10,7 @@ change the file; the file must not be overwritten in place while they live (repl
 """
 
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ _WRAPPERS = ("state_dict", "module", "model_state_dict", "model")
 _PREFIXES = ("_forward_module.", "module.", "_orig_mod.")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool)
+_SAFETENSORS = b"\0\0\0\0{"  # upper half of the header's length, then the header
+_PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
 _SHOWN = 3
 
 
@@ -58,7 +61,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"cannot read {path}: there is no such file; check the path")
     start = _first_bytes(path)
-    if start.startswith(b"PK\x03\x04"):
+    if start[4:9] == _SAFETENSORS:
+        state = _read_safetensors(path)
+    elif start.startswith(b"PK\x03\x04"):
         state = _read_zip(path)
     elif start.startswith(b"\x80"):
         state = _unwrap(_load(path, mmap=False), path)
@@ -111,19 +116,23 @@ def _first_bytes(path: Path) -> bytes:
         start = file.read(512)
     if not start:
         raise DataError(f"{path} is empty; download it again")
+    if b"\0" in start[:8]:
+        return start
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"version https://git-lfs"):
         raise DataError(
             f"{path} is a git-lfs pointer, not the weights; run 'git lfs pull' in its repository, "
             "or download the file itself"
         )
-    if text[:1] == b"<":
+    if _PAGE.match(text):
         raise DataError(
             f"{path} is a web page, not weights; open it to see what the server said (often that "
             "one must log in or accept a licence), then download the file again"
         )
     if text[:2] in (b'{"', b"{'", b"{\n"):
-        raise DataError(f"{path} is JSON text, not weights; it may be a server's answer or an index")
+        raise DataError(
+            f"{path} is JSON text, not weights; it may be a server's answer or an index"
+        )
     return start
 
 

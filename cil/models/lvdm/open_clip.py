@@ -1,18 +1,11 @@
 """OpenCLIP's text and vision halves inside a checkpoint, as CLIP networks of transformers.
 
     network = text_from_open_clip(parts.text, source="model.ckpt")        # CLIPTextModel
-    write_text_folder(parts.text, folder, tokenizer=words, source="model.ckpt")
-    parts = parts.replace(text=read_text_folder(folder))
+    parts = parts.replace(text=text_to_open_clip(network, rest))
 
-and the same with ``vision``, for ``CLIPVisionModelWithProjection``. A folder is what
-``TextEncoder.from_folder`` (with ``layer="penultimate"``) and ``ImageEncoder.from_folder`` (with
-``tokens="hidden"``) open. What the networks of transformers have no place for, such as
-``logit_scale``, lies beside them in ``open_clip_rest.safetensors``, so that the way back is exact.
-
-The checkpoint holds no tokenizer. OpenCLIP's is the byte-pair vocabulary of CLIP, which many
-published folders hold (``tokenizer/`` of Stable Diffusion); one has to be given. Where that one
-pads a caption with the end mark, the folder that is written pads with token 0, as OpenCLIP does:
-the networks see the padding.
+and the same with ``vision``, for ``CLIPVisionModelWithProjection``. ``rest`` are the tensors that
+the networks of transformers have no place for, such as ``logit_scale``. For folders of them see
+``cil.models.lvdm.open_clip_folders``.
 """
 
 import re
@@ -24,23 +17,23 @@ import torch
 from torch import Tensor
 
 from cil.errors import DataError
-from cil.models.pretrained import import_transformers, part_of, transformers_network
-from cil.models.storage import read_tensors, write_tensors
+from cil.models.pretrained import import_transformers
 from cil.models.strict_loading import load_strict, looks_like
 
 __all__ = [
-    "read_text_folder",
-    "read_vision_folder",
+    "HEADS",
+    "MARKS",
     "text_from_open_clip",
     "text_to_open_clip",
     "vision_from_open_clip",
     "vision_to_open_clip",
-    "write_text_folder",
-    "write_vision_folder",
 ]
 
-_HEADS = 16  # of both halves of ViT-H/14; shapes do not show it
-_REST = "open_clip_rest.safetensors"
+HEADS = 16
+"""Of every attention in both halves of ViT-H/14; shapes do not show it."""
+MARKS = {"bos_token_id": -2, "eos_token_id": -1}
+"""Where the marks around a caption lie in CLIP's vocabulary, from its end."""
+
 _TEXT = (
     ("model.token_embedding.weight", "embeddings.token_embedding.weight"),
     ("model.positional_embedding", "embeddings.position_embedding.weight"),
@@ -63,15 +56,17 @@ _BLOCK = (
     ("mlp.c_fc.", "mlp.fc1."),
     ("mlp.c_proj.", "mlp.fc2."),
 )
+_ACTIVATION = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0}
 _LAYERS = re.compile(r"(.*encoder\.layers\.\d+\.)(.+)")
-_OUR_MARKS = {"bos_token_id": -2, "eos_token_id": -1}  # the last two of CLIP's vocabulary
+_NEITHER = ("model.logit_scale", "model.text_projection", "model.attn_mask", "mean", "std")
+_OF_TEXT = ("model.token_embedding.", "model.positional_embedding", "model.ln_final.")
 
 
 def text_from_open_clip(
     part: Mapping[str, Tensor],
     *,
     source: str | Path,
-    heads: int = _HEADS,
+    heads: int = HEADS,
     dtype: torch.dtype | None = None,
 ) -> Any:
     """Make the text network.
@@ -90,6 +85,7 @@ def text_from_open_clip(
         DataError: the weights are not those of OpenCLIP's text half.
     """
     library = import_transformers()
+    _check_rest(part, (*(old for old, _ in _TEXT), *_NEITHER), source)
     words = _wanted(part, "model.token_embedding.weight", source)
     places = _wanted(part, "model.positional_embedding", source)
     layers, inner = _depth(part, "model.transformer.resblocks.", source)
@@ -102,7 +98,7 @@ def text_from_open_clip(
         num_attention_heads=_checked(heads, words.shape[1], source),
         projection_dim=words.shape[1],
         pad_token_id=0,
-        **{name: words.shape[0] + place for name, place in _OUR_MARKS.items()},
+        **{name: words.shape[0] + place for name, place in MARKS.items()},
         **_ACTIVATION,
     )
     return _network(library.CLIPTextModel, config, _renamed(part, _TEXT), source, dtype)
@@ -112,11 +108,13 @@ def vision_from_open_clip(
     part: Mapping[str, Tensor],
     *,
     source: str | Path,
-    heads: int = _HEADS,
+    heads: int = HEADS,
     dtype: torch.dtype | None = None,
 ) -> Any:
     """Make the vision network, a ``CLIPVisionModelWithProjection``; see ``text_from_open_clip``."""
     library = import_transformers()
+    known = (*(old for old, _ in _VISION), _VISION_PROJECTION[0], *_NEITHER, *_OF_TEXT)
+    _check_rest(part, known, source)
     patches = _wanted(part, "model.visual.conv1.weight", source)
     places = _wanted(part, "model.visual.positional_embedding", source)
     projection = _wanted(part, _VISION_PROJECTION[0], source)
@@ -136,9 +134,7 @@ def vision_from_open_clip(
     return _network(library.CLIPVisionModelWithProjection, config, state, source, dtype)
 
 
-def text_to_open_clip(
-    network: Any, rest: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def text_to_open_clip(network: Any, rest: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return the weights of a ``CLIPTextModel`` under OpenCLIP's names, as ``LVDMParts.text``.
 
     Args:
@@ -158,62 +154,6 @@ def vision_to_open_clip(
     return {**(rest or {}), **_named_back(state, _VISION), **projection}
 
 
-def write_text_folder(
-    part: Mapping[str, Tensor],
-    folder: str | Path,
-    *,
-    tokenizer: str | Path,
-    source: str | Path,
-    heads: int = _HEADS,
-) -> None:
-    """Write a folder that ``TextEncoder.from_folder`` opens.
-
-    Args:
-        part: ``LVDMParts.text``.
-        folder: made if missing.
-        tokenizer: a folder with CLIP's tokenizer; the checkpoint holds none.
-        source: the checkpoint, for messages.
-        heads: see ``text_from_open_clip``.
-
-    Raises:
-        DataError: other weights, or a tokenizer with another vocabulary.
-    """
-    words = _tokenizer(Path(tokenizer), _wanted(part, "model.token_embedding.weight", source))
-    network = text_from_open_clip(part, source=source, heads=heads)
-    network.save_pretrained(folder)
-    words.save_pretrained(folder)
-    _write_rest(part, text_to_open_clip(network), Path(folder))
-
-
-def write_vision_folder(
-    part: Mapping[str, Tensor], folder: str | Path, *, source: str | Path, heads: int = _HEADS
-) -> None:
-    """Write a folder that ``ImageEncoder.from_folder`` opens; see ``write_text_folder``."""
-    network = vision_from_open_clip(part, source=source, heads=heads)
-    network.save_pretrained(folder)
-    _write_rest(part, vision_to_open_clip(network), Path(folder))
-
-
-def read_text_folder(folder: str | Path) -> dict[str, Tensor]:
-    """Read a folder of ``write_text_folder`` as OpenCLIP's weights: ``LVDMParts.text``.
-
-    Raises:
-        DataError: the folder is damaged or holds another kind of network.
-    """
-    part = part_of(Path(folder), "text_encoder")
-    return text_to_open_clip(transformers_network("CLIPTextModel", part), _read_rest(part))
-
-
-def read_vision_folder(folder: str | Path) -> dict[str, Tensor]:
-    """Read a folder of ``write_vision_folder`` as OpenCLIP's weights: ``LVDMParts.vision``."""
-    part = part_of(Path(folder), "image_encoder")
-    network = transformers_network("CLIPVisionModelWithProjection", part)
-    return vision_to_open_clip(network, _read_rest(part))
-
-
-_ACTIVATION = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0}
-
-
 def _network(
     kind: Any, config: Any, state: Mapping[str, Tensor], source: str | Path, dtype: Any
 ) -> Any:
@@ -228,9 +168,7 @@ def _network(
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _renamed(
-    part: Mapping[str, Tensor], table: tuple[tuple[str, str], ...]
-) -> dict[str, Tensor]:
+def _renamed(part: Mapping[str, Tensor], table: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     """Rename the tensors that a table knows and split the fused projections; others stay out."""
     found: dict[str, Tensor] = {}
     for name, tensor in part.items():
@@ -260,44 +198,32 @@ def _named_back(
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = _LAYERS.fullmatch(name)
-        inside = block[2] if block else ""
+        inside, fused = block[2] if block else "", None
         layer = block[1] if block else name
         part = re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", inside)
         if part:
             if part[1] != "q":
                 continue
             pieces = [state[f"{layer}self_attn.{which}_proj.{part[2]}"] for which in "qkv"]
-            tensor, inside = torch.cat(pieces), f"attn.in_proj_{part[2]}"
+            fused, inside = torch.cat(pieces), f"attn.in_proj_{part[2]}"
         elif block:
             theirs, ours = next(row for row in _BLOCK if inside.startswith(row[1]))
             inside = theirs + inside.removeprefix(ours)
         old, new = next(row for row in table if layer.startswith(row[1]))
-        found[old + layer.removeprefix(new) + inside] = tensor
+        found[old + layer.removeprefix(new) + inside] = tensor if fused is None else fused
     return found
 
 
-def _tokenizer(folder: Path, embedding: Tensor) -> Any:
-    """Read the tokenizer, check its vocabulary, and let it pad as OpenCLIP does."""
-    from cil.models.condition_encoders import load_tokenizer
-
-    words = load_tokenizer(folder)
-    marks = (words.bos_token_id, words.eos_token_id)
-    wanted = tuple(embedding.shape[0] + place for place in _OUR_MARKS.values())
-    if len(words) != embedding.shape[0] or marks != wanted:
+def _check_rest(part: Mapping[str, Tensor], known: tuple[str, ...], source: str | Path) -> None:
+    """Refuse what is neither converted nor known to be without effect."""
+    odd = [name for name in part if not name.startswith(known)]
+    if odd:
+        kind = looks_like(list(part)) or "no known kind"
         raise DataError(
-            f"the tokenizer in {folder} has {len(words)} words and the marks {marks}; the text "
-            f"encoder has {embedding.shape[0]} and {wanted}; give CLIP's tokenizer"
+            f"the encoder in {source} has {len(odd)} tensors that OpenCLIP's ViT-H/14 has not "
+            f"({', '.join(odd[:3])}); its names are those of: {kind}; give the part of a "
+            "checkpoint that holds OpenCLIP's weights"
         )
-    words.pad_token = words.convert_ids_to_tokens(0)
-    return words
-
-
-def _write_rest(part: Mapping[str, Tensor], taken: Mapping[str, Tensor], folder: Path) -> None:
-    write_tensors(folder / _REST, {n: value for n, value in part.items() if n not in taken})
-
-
-def _read_rest(folder: Path) -> dict[str, Tensor]:
-    return read_tensors(folder / _REST) if (folder / _REST).is_file() else {}
 
 
 def _wanted(part: Mapping[str, Tensor], name: str, source: str | Path) -> Tensor:
@@ -312,11 +238,15 @@ def _wanted(part: Mapping[str, Tensor], name: str, source: str | Path) -> Tensor
 
 def _depth(part: Mapping[str, Tensor], prefix: str, source: str | Path) -> tuple[int, int]:
     """Return the number of layers and the width of their feed-forward part."""
-    layers = {int(name.removeprefix(prefix).split(".")[0]) for name in part if name.startswith(prefix)}
+    layers = {
+        int(name.removeprefix(prefix).split(".")[0]) for name in part if name.startswith(prefix)
+    }
     return len(layers), _wanted(part, f"{prefix}0.mlp.c_fc.weight", source).shape[0]
 
 
 def _checked(heads: int, width: int, source: str | Path) -> int:
     if heads < 1 or width % heads:
-        raise DataError(f"the encoder in {source} is {width} wide, which {heads} heads do not divide")
+        raise DataError(
+            f"the encoder in {source} is {width} wide, which {heads} heads do not divide"
+        )
     return heads

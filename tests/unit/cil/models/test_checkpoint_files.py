@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,7 +44,10 @@ def test_a_file_of_torch_is_read_in_its_order(tmp_path, suffix):
     "wrap",
     [
         lambda s: {"state_dict": s, "global_step": 3, "callbacks": {}, "epoch": 1},
-        lambda s: {"module": {f"_forward_module.{k}": v for k, v in s.items()}, "lr_scheduler": None},
+        lambda s: {
+            "module": {f"_forward_module.{k}": v for k, v in s.items()},
+            "lr_scheduler": None,
+        },
         lambda s: {"model_state_dict": {f"module.{k}": v for k, v in s.items()}},
         lambda s: {"state_dict": {f"_orig_mod.{k}": v for k, v in s.items()}},
     ],
@@ -64,13 +68,21 @@ def test_safetensors_by_content_not_by_name(tmp_path):
     same(read_checkpoint(tmp_path / "model.ckpt"), weights(), order=False)
 
 
+@pytest.mark.parametrize("length", [0x180, 0x3C20, 0x227B, 0x480])
+def test_lengths_of_headers_that_look_like_another_kind_of_file(tmp_path, length):
+    header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    content = length.to_bytes(8, "little") + header + b"\0\0\x80\x3f"
+    (tmp_path / "x.safetensors").write_bytes(content)
+    same(read_checkpoint(tmp_path / "x.safetensors"), {"x": torch.ones(1)})
+
+
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_tensors_are_private_maps_of_the_file(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
     write_checkpoint(path, weights())
     before = path.read_bytes()
     state = read_checkpoint(path)
-    assert str(path) in open("/proc/self/maps").read()
+    assert str(path) in Path("/proc/self/maps").read_text()
     state["z.weight"].zero_()
     assert path.read_bytes() == before
     write_checkpoint(path, state)  # over the file that backs the tensors
@@ -89,7 +101,7 @@ def test_written_ckpt_is_one_of_lightning_and_keeps_the_order(tmp_path):
     assert list(loaded) == ["state_dict"]
     same(loaded["state_dict"], state)
     assert path.stat().st_size < 4000
-    with pytest.raises(ConfigError, match="got out.bin"):
+    with pytest.raises(ConfigError, match=r"got out.bin"):
         write_checkpoint(tmp_path / "out.bin", state)
 
 
@@ -100,7 +112,9 @@ def shards(folder, suffix="safetensors", stem="model"):
     for number, names in enumerate(parts):
         name = f"{stem}-{number + 1:05d}-of-00002.{suffix}"
         part = {key: value for key, value in weights().items() if key in names}
-        save_file(part, folder / name) if suffix == "safetensors" else torch.save(part, folder / name)
+        save_file(part, folder / name) if suffix == "safetensors" else torch.save(
+            part, folder / name
+        )
         placed |= dict.fromkeys(sorted(part), name)
     index = folder / f"{stem}.{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": placed}))
@@ -263,7 +277,9 @@ def test_load_strict_says_all_that_differs_at_once():
     state["second.bias"] = torch.zeros(5)
     state["first.bias"] = torch.zeros(3, dtype=torch.uint8)
     del state["count"]
-    state |= {f"down_blocks.{n}.temporal_transformer_blocks.mid_block": torch.ones(1) for n in "abcd"}
+    state |= {
+        f"down_blocks.{n}.temporal_transformer_blocks.mid_block": torch.ones(1) for n in "abcd"
+    }
     with pytest.raises(DataError) as caught:
         load_strict(network, state, source="some.ckpt")
     said = str(caught.value)

@@ -14,12 +14,14 @@ from cil.models.condition_encoders import ImageEncoder, TextEncoder
 from cil.models.lvdm import LVDMConfig, LVDMUNet, Resampler
 from cil.models.lvdm.checkpoint import averaged_unet, join_lvdm, split_lvdm
 from cil.models.lvdm.open_clip import (
-    read_text_folder,
-    read_vision_folder,
     text_from_open_clip,
     text_to_open_clip,
     vision_from_open_clip,
     vision_to_open_clip,
+)
+from cil.models.lvdm.open_clip_folders import (
+    read_text_folder,
+    read_vision_folder,
     write_text_folder,
     write_vision_folder,
 )
@@ -39,7 +41,9 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, HEADS)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, inner), "c_proj": nn.Linear(inner, width)})
+        self.mlp = nn.ModuleDict(
+            {"c_fc": nn.Linear(width, inner), "c_proj": nn.Linear(inner, width)}
+        )
 
     def forward(self, x, mask=None):  # (L, B, D)
         normed = self.ln_1(x)
@@ -166,9 +170,7 @@ def test_vision_is_that_of_open_clip(clip, vision):
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(5))
     found = network(pixels, output_hidden_states=True)
     close(found.hidden_states[-1], clip.visual.tokens(pixels))
-    torch.testing.assert_close(
-        found.image_embeds, clip.visual.pooled(pixels), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(found.image_embeds, clip.visual.pooled(pixels), rtol=1e-5, atol=1e-5)
 
 
 def test_back_to_open_clip(text, vision):
@@ -210,7 +212,7 @@ def test_text_folder(tmp_path, clip, text):
 
 def test_text_folder_wants_the_tokenizer_of_its_vocabulary(tmp_path, text):
     write_tokenizer(tmp_path / "words", more=("more",))
-    with pytest.raises(DataError, match="has 520 words .* give CLIP's tokenizer"):
+    with pytest.raises(DataError, match=r"has 520 words .* give CLIP's tokenizer"):
         write_text_folder(
             text, tmp_path / "text", tokenizer=tmp_path / "words", source="x", heads=HEADS
         )
@@ -229,10 +231,18 @@ def test_vision_folder(tmp_path, clip, vision):
 
 
 def test_encoders_that_are_not_open_clip(text, vision):
-    with pytest.raises(DataError, match="lacks model.token_embedding.weight"):
-        text_from_open_clip({"text_model.x": torch.ones(1)}, source="x")
-    with pytest.raises(DataError, match=r"lacks model.visual.conv1.weight.*OpenCLIP text encoder"):
-        vision_from_open_clip(text, source="x")
+    theirs = {"text_model.x": torch.ones(1)}
+    with pytest.raises(DataError, match=r"1 tensors that .* \(text_model.x\).*of transformers"):
+        text_from_open_clip(theirs, source="x")
+    pooled = vision | {"model.visual.attn_pool.query": torch.ones(1)}
+    with pytest.raises(DataError, match=r"1 tensors that .* \(model.visual.attn_pool.query\)"):
+        vision_from_open_clip(pooled, source="x", heads=HEADS)
+    with pytest.raises(DataError, match=r"lacks model.token_embedding.weight"):
+        text_from_open_clip({"model.logit_scale": torch.ones(())}, source="x")
+    with pytest.raises(DataError, match=r"lacks model.visual.conv1.weight"):
+        vision_from_open_clip(
+            {n: v for n, v in text.items() if ".transformer." not in n}, source="x"
+        )
     with pytest.raises(DataError, match="40 wide, which 16 heads do not divide"):
         vision_from_open_clip(vision, source="x")
     less = {n: v for n, v in text.items() if n != "model.ln_final.bias"}
@@ -351,9 +361,10 @@ def test_checkpoints_that_are_not_whole(whole):
     with pytest.raises(DataError, match=r"no tensor begins with model\..*LVDM .* UNet"):
         split_lvdm(unet, source="x")
     parts = split_lvdm(whole, source="x")
+    schedule = {n: v for n, v in parts.schedule.items() if n != "betas"}
+    changed = parts.replace(schedule=schedule | {"logvar": torch.ones(1)})
     with pytest.raises(DataError, match=r"1 missing \(betas\), 1 added \(logvar\)"):
-        schedule = {n: v for n, v in parts.schedule.items() if n != "betas"}
-        join_lvdm(parts.replace(schedule=schedule | {"logvar": torch.ones(1)}))
+        join_lvdm(changed)
 
 
 def test_first_stage_folder(tmp_path, whole):
@@ -366,5 +377,5 @@ def test_first_stage_folder(tmp_path, whole):
     same(back, part)
     with pytest.raises(DataError, match=r"1 are missing or too many \(encoder.conv_out.bias\)"):
         vae_from_ldm({n: v for n, v in part.items() if n != "encoder.conv_out.bias"}, source="x")
-    with pytest.raises(DataError, match="lacks 'encoder.conv_in.weight'"):
+    with pytest.raises(DataError, match=r"lacks 'encoder.conv_in.weight'"):
         vae_from_ldm({"encoder.down_blocks.0": torch.ones(1)}, source="x")

@@ -33,6 +33,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool)
 _SAFETENSORS = b"\0\0\0\0{"  # upper half of the header's length, then the header
 _PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
 _SHOWN = 3
 
 
@@ -87,7 +88,10 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:
     path = Path(path)
     if path.suffix not in (".ckpt", ".pt", ".safetensors"):
         raise ConfigError(f"write weights to .ckpt, .pt or .safetensors, got {path.name}")
-    tensors = {name: _alone(value.detach()) for name, value in state.items()}
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensors[key] = _alone(value.detach(), seen)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
@@ -103,9 +107,12 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor; a view of more than itself is copied, as files keep storages."""
-    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+def _alone(tensor: Tensor, seen: set[int]) -> Tensor:
+    """Return a contiguous tensor with a storage of its own, which is what files keep."""
+    storage = tensor.untyped_storage()
+    is_whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes
+    if is_whole and storage.data_ptr() not in seen:
+        seen.add(storage.data_ptr())
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -161,8 +168,7 @@ def _load(path: Path, *, mmap: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # unpickling errors have no name that can be imported safely
         if type(error).__name__ == "UnpicklingError":
-            # torch's own text goes on to advise how to run the code: it is left out
-            _refuse_objects(path, [_first_line(error)])
+            _refuse_objects(path, sorted(set(_GLOBAL.findall(str(error)))))
         raise DataError(
             f"cannot read {path} ({_first_line(error)}); it is damaged or cut short, download it "
             "again"
@@ -170,11 +176,13 @@ def _load(path: Path, *, mmap: bool) -> Any:
 
 
 def _refuse_objects(path: Path, names: list[str]) -> NoReturn:
+    """Refuse what torch's safe reader refuses, without its advice on how to run it all the same."""
     raise DataError(
-        f"{path} is refused: besides tensors it holds pickled objects ({_some(names)}), and making "
-        "them can run any code that the file's author put there. Look for a safetensors file of "
-        "the same weights; or have whoever wrote the file save its state_dict alone"
-    )
+        f"{path} is refused: besides tensors it holds pickled objects "
+        f"({_some(names) or 'of a kind that is not named'}), and making them can run any code that "
+        "the file's author put there. Look for a safetensors file of the same weights; or have "
+        "whoever wrote the file save its state_dict alone"
+    ) from None
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -246,7 +254,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise DataError(f"{index} has no weight_map; download the folder again")
     shards: dict[str, dict[str, Tensor]] = {}
     for shard in named.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+        if not isinstance(shard, str) or not _is_plain(shard):
             raise DataError(f"{index} names {shard!r}, which is no file beside it")
         if shard not in shards:
             if not (index.parent / shard).is_file():
@@ -259,6 +267,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             f"({_some(missing)}); the shards are of another version, download the folder again"
         )
     return {name: shards[shard][name] for name, shard in named.items()}
+
+
+def _is_plain(name: str) -> bool:
+    """Tell whether a name is that of a file in the same folder, on any system."""
+    return Path(name).name == name and name != ".." and "\\" not in name
 
 
 def _check_types(state: Mapping[str, Tensor], path: Path) -> None:

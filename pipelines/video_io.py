@@ -12,7 +12,15 @@ import numpy.typing as npt
 from cil.errors import ConfigError
 from pipelines.storage import commit, temporary_beside
 
-__all__ = ["enlarge", "read_image", "side_by_side", "write_gif", "write_mp4"]
+__all__ = [
+    "enlarge",
+    "read_gif",
+    "read_image",
+    "side_by_side",
+    "split_row",
+    "write_gif",
+    "write_mp4",
+]
 
 Video = npt.NDArray[np.uint8]
 """(F, H, W, 3) uint8 RGB."""
@@ -63,6 +71,25 @@ def side_by_side(videos: Any) -> Video:
             parts.append(np.full((*large.shape[:2], _GAP, 3), 255, np.uint8))
         parts.append(large)
     return np.concatenate(parts, axis=2)
+
+
+def split_row(row: Video, count: int) -> list[Video]:
+    """Take the videos of equal size apart that `side_by_side` put into one row."""
+    width = (row.shape[2] - _GAP * (count - 1)) // count
+    starts = [number * (width + _GAP) for number in range(count)]
+    return [row[:, :, start : start + width] for start in starts]
+
+
+def read_gif(path: Path) -> tuple[Video, float]:
+    """Read a GIF that `write_gif` wrote: its frames, and how many there are in a second."""
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as image:
+        times, frames = [], []
+        for frame in ImageSequence.Iterator(image):
+            frames.append(np.array(frame.convert("RGB")))
+            times.append(float(frame.info["duration"]))
+    return np.stack(frames), 1000 * len(times) / sum(times)
 
 
 def write_mp4(path: Path, video: Video, *, fps: float) -> None:

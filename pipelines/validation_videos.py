@@ -161,16 +161,16 @@ def video_name(number: int, suffix: str) -> str:
 
 
 def read_pair(
-    folder: Path, number: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], float]:
-    """Read the GIF of a pair: the held-out clip and the sample without captions, and their fps.
+    folder: Path, number: int, *, fps: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Read the GIF of a pair, written with so many fps: clip and sample, without captions.
 
     Raises:
         OSError: it is missing or damaged.
     """
-    frames, fps = read_gif(folder / video_name(number, ".gif"))
+    frames = read_gif(folder / video_name(number, ".gif"), fps=fps)
     real, sampled = split_row(frames[:, caption_height(1) :], 2)
-    return real, sampled, fps
+    return real, sampled
 
 
 def _side_by_side(sample: SampledClip, note: str) -> npt.NDArray[np.uint8]:

@@ -80,16 +80,19 @@ def split_row(row: Video, count: int) -> list[Video]:
     return [row[:, :, start : start + width] for start in starts]
 
 
-def read_gif(path: Path) -> tuple[Video, float]:
-    """Read a GIF that `write_gif` wrote: its frames, and how many there are in a second."""
+def read_gif(path: Path, *, fps: float) -> Video:
+    """Read a GIF that `write_gif` wrote with so many frames per second.
+
+    Frames that are alike stand in it once, with their duration; they are repeated here.
+    """
     from PIL import Image, ImageSequence
 
+    frames = []
     with Image.open(path) as image:
-        times, frames = [], []
         for frame in ImageSequence.Iterator(image):
-            frames.append(np.array(frame.convert("RGB")))
-            times.append(float(frame.info["duration"]))
-    return np.stack(frames), 1000 * len(times) / sum(times)
+            picture = np.array(frame.convert("RGB"))
+            frames += [picture] * max(1, round(frame.info["duration"] * fps / 1000))
+    return np.stack(frames)
 
 
 def write_mp4(path: Path, video: Video, *, fps: float) -> None:

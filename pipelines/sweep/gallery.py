@@ -81,14 +81,16 @@ def gallery(results: Sequence[Result], arms: Sequence[str]) -> tuple[list[Galler
 def _of_validation(number: int) -> Callable[[RunConfig], _Pair]:
     def read(config: RunConfig) -> _Pair:
         folder = step_folder(Path(config.output.dir) / TRAIN_FOLDER, config.train.num_steps)
-        return read_pair(folder, number)
+        fps = config.validate.fps or config.data.fps
+        return (*read_pair(folder, number, fps=fps), fps)
 
     return read
 
 
 def _of_sampling(number: int) -> Callable[[RunConfig], _Pair]:
     def read(config: RunConfig) -> _Pair:
-        row, fps = read_gif(Path(config.output.dir) / SAMPLE_FOLDER / "sample.gif")
+        fps = config.data.fps
+        row = read_gif(Path(config.output.dir) / SAMPLE_FOLDER / "sample.gif", fps=fps)
         image, *videos = split_row(row, config.sample.num_videos + 1)
         return image, videos[number], fps
 
@@ -99,7 +101,8 @@ def _row(
     title: str, configs: Sequence[RunConfig | None], read: Callable[[RunConfig], _Pair]
 ) -> GalleryRow | None:
     """Read one row; None if no arm has a video."""
-    first, shown = None, []
+    first: str | None = None
+    shown: list[str | None] = []
     for config in configs:
         try:
             pair = None if config is None else read(config)

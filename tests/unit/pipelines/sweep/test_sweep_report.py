@@ -225,9 +225,8 @@ def test_a_pair_of_videos_is_read_as_it_was_written(tmp_path):
     real = np.repeat(generator.integers(0, 255, (4, 2, 2, 3), np.uint8), 16, 1).repeat(16, 2)
     sample = SampledClip(key="a", seed=3, real=real, sampled=still((9, 99, 199), 4))
     write_videos([sample], tmp_path, fps=8)
-    first, second, fps = read_pair(tmp_path, 0)
+    first, second = read_pair(tmp_path, 0, fps=8)
     assert first.shape == second.shape == (4, 256, 256, 3)
-    assert fps == pytest.approx(8, rel=0.01)
     # block centres; the GIF has 96 colours
     centres = first[:, 64::128, 64::128].astype(int)
     assert np.abs(centres - real[:, 8::16, 8::16]).mean() < 12
@@ -241,6 +240,10 @@ def test_videos_in_a_row_come_apart_again(tmp_path):
         assert video.shape == (3, 256, 256, 3)
         assert (video == (k * 50, 0, 0)).all()
     write_gif(tmp_path / "a.gif", row, fps=10)
-    frames, fps = read_gif(tmp_path / "a.gif")
+    # all frames are alike, so the file has one
+    assert read_gif(tmp_path / "a.gif", fps=10).shape == row.shape
+    row[2:] = 255 - row[2:]
+    write_gif(tmp_path / "a.gif", row, fps=30)
+    frames = read_gif(tmp_path / "a.gif", fps=30)
     assert frames.shape == row.shape
-    assert fps == pytest.approx(10)
+    np.testing.assert_allclose(frames.astype(int), row, atol=4)

@@ -72,9 +72,6 @@ def draw_curves(results: Sequence[Result], arms: Sequence[str]) -> str:
         axes.set_xlabel("step")
         axes.grid(color="#d8dee4", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in (loss, held_out):
-        if axes.has_data():
-            axes.set_yscale("log")
     motion.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     motion.set_ylim(bottom=0)
     handles, labels = loss.get_legend_handles_labels()

@@ -142,20 +142,21 @@ def _page(sweep: Sweep, results: Sequence[Result], details: dict[str, Any]) -> s
     )
 
 
-def _reasons(arms: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Say once for each measure why a value or an error is absent, with the arms it is about."""
-    about: dict[tuple[str, str], list[str]] = {}
+def _reasons(arms: Sequence[dict[str, Any]], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Say once why values or standard errors are absent: what is absent, and where and why."""
+    about: dict[tuple[str, str, str], list[str]] = {}
     for arm in arms:
         for name in names:
-            why = arm["measures"].get(name, {}).get("absent")
-            if why:
-                about.setdefault((name, why), []).append(arm["name"])
-    lines: dict[tuple[str, str], list[str]] = {}
+            one = arm["measures"].get(name, {})
+            if one.get("absent"):
+                what = "absent" if one["value"] is None else "no standard error"
+                about.setdefault((name, what, one["absent"]), []).append(arm["name"])
+    lines: dict[tuple[str, str, str], list[str]] = {}
     finished = [arm["name"] for arm in arms if arm["measures"]]
-    for (name, why), who in about.items():
+    for (name, what, why), who in about.items():
         whom = "" if who == finished else f" ({', '.join(who)})"
-        lines.setdefault((why, whom), []).append(MEASURES[name].title)
-    return [f"{', '.join(titles)}{whom}: {why}" for (why, whom), titles in lines.items()]
+        lines.setdefault((what, why, whom), []).append(MEASURES[name].title)
+    return [(what, f"{', '.join(own)}{whom}: {why}") for (what, why, whom), own in lines.items()]
 
 
 @cache

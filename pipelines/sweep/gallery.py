@@ -62,7 +62,8 @@ def gallery(results: Sequence[Result], arms: Sequence[str]) -> tuple[list[Galler
             result.run.arm: result.run.config for result in finished if result.run.seed == seed
         }
         configs = [by_arm.get(arm) for arm in arms]
-        most = max(config.validate.num_videos for config in by_arm.values())
+        own = [result for result in finished if result.run.seed == seed]
+        most = max(len(r.validations[-1]["videos"]) if r.validations else 0 for r in own)
         for number in range(most):
             title = f"held-out clip {number + 1}, seed {seed + number}"
             held_out.append((title, configs, _of_validation(number)))

@@ -17,7 +17,7 @@ from pipelines.sources import check_source
 from pipelines.storage import check_writable, lock_folder
 from pipelines.store import LocalStore, open_store
 
-__all__ = ["STAGES", "check_before_start", "run"]
+__all__ = ["STAGES", "check_before_start", "hold_places", "run"]
 
 STAGES = ("encode", "train", "estimate", "register", "sample")
 """In the order of `cil run`."""
@@ -74,11 +74,7 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
     check_before_start(command, config)
     reports = []
     with ExitStack() as session:
-        session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
-        if command in ("run", "encode") and config.output.dataset is not None:
-            store = open_store(config.output.dataset, setting="output.dataset")
-            if isinstance(store, LocalStore):
-                session.enter_context(lock_folder(Path(store.location), "output.dataset"))
+        hold_places(config, session, dataset=command in ("run", "encode"))
         for number, stage in enumerate(STAGES, 1):
             if command not in ("run", stage):
                 continue
@@ -86,6 +82,19 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
                 console.print(f"[bold]stage {number}/{len(STAGES)}: {stage}[/bold]")
             reports.append(_run_stage(stage, config, session, debug=debug))
     return reports
+
+
+def hold_places(config: RunConfig, session: ExitStack, *, dataset: bool) -> None:
+    """Hold the output folder, and on request a data set elsewhere, until the session ends.
+
+    Raises:
+        ConfigError: another command holds one of them.
+    """
+    session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
+    if dataset and config.output.dataset is not None:
+        store = open_store(config.output.dataset, setting="output.dataset")
+        if isinstance(store, LocalStore):
+            session.enter_context(lock_folder(Path(store.location), "output.dataset"))
 
 
 def _run_stage(stage: str, config: RunConfig, session: ExitStack, *, debug: bool) -> RunReport:

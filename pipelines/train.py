@@ -17,6 +17,7 @@ from typing import Any
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.checkpoint import EMA_FILE
+from pipelines.checkpoint_sums import check_sums
 from pipelines.committed import RAY_FOLDER, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
@@ -105,11 +106,11 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         )
     data.check_all()
     remove_temporaries(folder)
-    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     console.print(f"train: noise and loss by {impl} (time_noise.impl {config.time_noise.impl})")
     run_folder = (folder / RAY_FOLDER / run_name(identity)).resolve()
     state = start_state(config, manifest, identity)
     universal = prepare_resume(folder.resolve(), run_folder, state)
+    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
@@ -136,6 +137,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
             tracking.finish_run(config, run_id, failed=True)
         raise
     model = folder / "model"
+    check_sums(checkpoint, name=EMA_FILE)
     save_model(config, data.largest, model, weights=checkpoint / EMA_FILE)
     rows = log.rows()
     losses = [row["loss"] for row in rows]

@@ -157,6 +157,7 @@ def prepare_resume(folder: Path, run_folder: Path, expected: TrainState) -> Path
     except DataError as error:
         raise DataError(f"{error}{_advice(checkpoint)}") from error
     expected.require_same_run(state)
+    console.print(f"train: going on from the checkpoint of step {state.num_steps}")
     if state.world_size == expected.world_size or not expected.zero_stage:
         return None
     console.print(

@@ -16,6 +16,7 @@ from typing import Any
 
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
+from pipelines.check_conditions import check_conditions
 from pipelines.checkpoint import EMA_FILE
 from pipelines.checkpoint_sums import check_sums
 from pipelines.committed import RAY_FOLDER, run_name
@@ -110,6 +111,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     run_folder = (folder / RAY_FOLDER / run_name(identity)).resolve()
     state = start_state(config, manifest, identity)
     universal = prepare_resume(folder.resolve(), run_folder, state)
+    check_conditions(config, data)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")

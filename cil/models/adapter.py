@@ -125,6 +125,11 @@ class ModelAdapter(ABC):
         """The scaling factor: conditioning latents look like the clean ones."""
         return self.first_stage.scaling_factor
 
+    @property
+    def token_width(self) -> int | None:
+        """D of the image tokens that a data set must hold for it; None takes any."""
+        return None
+
     @abstractmethod
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
         """Return what training's loss calls; see ``ImageToVideoModel.network_call``."""

@@ -247,6 +247,11 @@ class ImageToVideoModel(Protocol):
         ...
 
     @property
+    def token_width(self) -> int | None:
+        """D of the image tokens that a data set must hold for it; None takes any."""
+        ...
+
+    @property
     def parameterization(self) -> Parameterization:
         """What the network predicts."""
         ...

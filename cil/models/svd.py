@@ -68,6 +68,13 @@ class SVDModel(ModelAdapter):
         config = self.config
         return Guidance(first=config.first_guidance_scale, last=config.last_guidance_scale)
 
+    @property
+    def token_width(self) -> int:
+        """Width of CLIP's projected token."""
+        network: Any = self.network
+        width = network.config.cross_attention_dim
+        return int(width[0] if isinstance(width, list | tuple) else width)
+
     @cached_property
     def _image_encoder(self) -> Any:
         from cil.models.condition_encoders import ImageEncoder

@@ -69,6 +69,7 @@ class ConditionEncoders:
                 Path(config.image_encoder),
                 tokens=config.image_tokens,
                 layer=config.image_layer,
+                crop=config.image_crop or "none",
                 device=device,
                 dtype=dtype,
             )
@@ -76,7 +77,7 @@ class ConditionEncoders:
             self._text = TextEncoder.from_folder(
                 Path(config.text_encoder),
                 max_length=config.text_length,
-                layer=config.text_layer,
+                layer=config.text_layer or "last",
                 device=device,
                 dtype=dtype,
             )

@@ -19,7 +19,7 @@ class ModelConfig:
     """The network that is trained, and its noise schedule; null takes the family's own."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-    family: Literal["tiny", "svd"] = "tiny"
+    family: Literal["tiny", "svd", "i2vgenxl"] = "tiny"
     """Model family, a name in the registry of `cil.models`."""
     pretrained: str | None = None
     """Folder of published weights, as diffusers writes a pipeline, or a model folder of ours. Every
@@ -48,6 +48,10 @@ class ModelConfig:
     """Motion bucket that the network is told of every clip (tiny, svd), in training and sampling.
     null tells a clip's own, by its measured motion, in training and 127 in sampling; tiny is always
     told 127 then."""
+    guidance_scale: Annotated[float, Ge(0)] | None = None
+    """Classifier-free guidance of sampling, 1 is off (i2vgenxl)."""
+    negative_prompt: str | None = None
+    """Text that guidance leads away from (i2vgenxl)."""
 
 
 def family_settings(model: ModelConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ In: a validated configuration. Out: one that names first stage and encoders, and
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cil.errors import ConfigError
 from pipelines.config import RunConfig
@@ -15,6 +15,12 @@ from pipelines.storage import hash_of_folder
 __all__ = ["model_identity", "with_pretrained_parts"]
 
 NETWORK_FOLDER = "unet"
+_READ_FOLDERS = {"i2vgenxl": (NETWORK_FOLDER, "scheduler")}
+"""Parts that decide what is trained, by family; the network alone where none are named."""
+_TEXT_LAYERS: dict[str, Literal["last", "penultimate"]] = {"i2vgenxl": "penultimate"}
+"""Families that attend to captions, and the layer that they take."""
+_IMAGE_CROPS: dict[str, Literal["none", "square"]] = {"i2vgenxl": "square"}
+"""Families that show CLIP a part of the image only."""
 
 
 def with_pretrained_parts(config: RunConfig) -> RunConfig:
@@ -48,6 +54,19 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
                 "or name one by condition.image_encoder"
             )
         condition = replace(condition, image_encoder=place)
+    family = config.model.family
+    if condition.image_crop is None:
+        condition = replace(condition, image_crop=_IMAGE_CROPS.get(family, "none"))
+    if family in _TEXT_LAYERS:
+        if condition.text_encoder is None:
+            if not (folder / "text_encoder").is_dir():
+                raise ConfigError(
+                    f"model.pretrained = {place} has no text_encoder/; download the whole "
+                    "pipeline, or name one by condition.text_encoder"
+                )
+            condition = replace(condition, text_encoder=place)
+        if condition.text_layer is None:
+            condition = replace(condition, text_layer=_TEXT_LAYERS[family])
     return replace(config, first_stage=first_stage, condition=condition)
 
 
@@ -56,10 +75,13 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
     settings = asdict(config.model)
     if config.model.pretrained is None:
         return settings
-    return {**settings, "pretrained": _hash(str(Path(config.model.pretrained).absolute()))}
+    folder = Path(config.model.pretrained).absolute()
+    parts = _READ_FOLDERS.get(config.model.family, (NETWORK_FOLDER,))
+    hashes = [_hash(str(folder / part)) for part in parts]
+    return {**settings, "pretrained": hashes[0] if len(hashes) == 1 else hashes}
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _hash(folder: str) -> str:
-    """Hash a network's weights once in a process."""
-    return hash_of_folder(Path(folder) / NETWORK_FOLDER)
+    """Hash a folder once in a process."""
+    return hash_of_folder(Path(folder))

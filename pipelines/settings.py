@@ -121,10 +121,14 @@ class ConditionConfig:
     """One projected token, as SVD takes it, or all tokens of the encoder."""
     image_layer: Literal["last", "penultimate"] = "last"
     """Layer that all tokens are taken from."""
+    image_crop: Literal["none", "square"] | None = None
+    """What of the image the encoder sees: all of it, squeezed to a square, or its centre square;
+    None takes what the model family was trained with, all of it where that says nothing."""
     text_encoder: str | None = None
     """Folder of a CLIP or T5 text encoder with its tokenizer; None stores no text."""
-    text_layer: Literal["last", "penultimate"] = "last"
-    """Layer that the text's tokens are taken from."""
+    text_layer: Literal["last", "penultimate"] | None = None
+    """Layer that the text's tokens are taken from; None takes the model family's, the last where
+    that says nothing."""
     text_length: Annotated[int, Ge(2)] | None = None
     """Tokens that a caption is padded or cut to; None takes the encoder's own length."""
 

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _FAMILIES = {
+    "i2vgenxl": ("cil.models.i2vgenxl", "cil.models.i2vgenxl_config", "I2VGenXLConfig"),
     "svd": ("cil.models.svd", "cil.models.svd_config", "SVDConfig"),
     "tiny": ("cil.models.tiny", "cil.models.tiny_config", "TinyConfig"),
 }

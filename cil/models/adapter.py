@@ -125,6 +125,17 @@ class ModelAdapter(ABC):
         """The scaling factor: conditioning latents look like the clean ones."""
         return self.first_stage.scaling_factor
 
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(L, D) of the image tokens that the network attends to: here, one."""
+        config: Any = self.network.config
+        return 1, int(config.cross_attention_dim)
+
+    @property
+    def text_shape(self) -> tuple[int, int] | None:
+        """(L, D) of the tokens of a caption; None where the network is told no text."""
+        return None
+
     @abstractmethod
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
         """Return what training's loss calls; see ``ImageToVideoModel.network_call``."""

@@ -251,6 +251,16 @@ class ImageToVideoModel(Protocol):
         """What the network predicts."""
         ...
 
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(L, D) of the image tokens that the network attends to."""
+        ...
+
+    @property
+    def text_shape(self) -> tuple[int, int] | None:
+        """(L, D) of the tokens of a caption; None where the network is told no text."""
+        ...
+
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
         """Return prediction = call(NetworkInputs), which ``cil.losses.denoising_loss`` takes.
 

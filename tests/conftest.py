@@ -92,3 +92,106 @@ def no_s3(own_s3fs, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(own_s3fs, "retries", 1)  # its pauses are not what is tested
+
+
+def _write_clip_tokenizer(folder):
+    """Write a byte-pair vocabulary of all letters and the words red and kite."""
+    import json
+
+    from tokenizers import pre_tokenizers
+
+    folder.mkdir(parents=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("r", "e"), ("re", "d</w>"), ("k", "i"), ("t", "e</w>"), ("ki", "te</w>")]
+    words = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
+    vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines))
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 12,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(vocab)
+
+
+@pytest.fixture(scope="session")
+def toy_i2vgenxl(tmp_path_factory):
+    """Folder of an I2VGen-XL pipeline at toy size; its autoencoder has no noise to speak of."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessor,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    folder = tmp_path_factory.mktemp("i2vgenxl") / "toy-i2vgenxl"
+    words = _write_clip_tokenizer(folder / "tokenizer")
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        unet = I2VGenXLUNet(
+            sample_size=8,
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=4,
+        )
+        for name, value in unet.named_parameters():  # no layer that starts at zero stays silent
+            value.data += 0.05 * torch.randn(value.shape) * ("norm" not in name)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=32,
+        )
+        vae.quant_conv.weight.data[4:] = 0.0  # diffusers' pipeline draws the image's latents
+        vae.quant_conv.bias.data[4:] = -30.0
+        vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(**small, image_size=32, patch_size=16)
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                **small,
+                vocab_size=words,
+                max_position_embeddings=12,
+                bos_token_id=words - 2,
+                eos_token_id=words - 1,
+                pad_token_id=words - 1,
+            )
+        )
+    I2VGenXLPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        image_encoder=vision,
+        feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            clip_sample=False,
+            steps_offset=1,
+        ),
+    ).save_pretrained(folder)
+    return folder

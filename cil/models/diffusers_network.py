@@ -96,8 +96,10 @@ class NetworkKind:
             dtype = kwargs.pop("dtype")
             return self._class().from_pretrained(*args, torch_dtype=dtype, **kwargs)
 
-        network: nn.Module = load_strictly(read, folder / NETWORK_FOLDER, stem=_STEM)
-        return network.requires_grad_(requires_grad=True)
+        network = load_strictly(read, folder / NETWORK_FOLDER, stem=_STEM)
+        network.register_to_config(_name_or_path="")  # where it was read from is not saved with it
+        loaded: nn.Module = network
+        return loaded.requires_grad_(requires_grad=True)
 
     def _class(self) -> Any:
         try:

@@ -42,7 +42,7 @@ from cil.models.i2vgenxl_layers import (
     I2VGENXL_LORA_TARGETS,
     i2vgenxl_network_call,
     i2vgenxl_temporal_parameters,
-    prepare_for_training,
+    with_checkpointing,
 )
 from cil.models.storage import write_json
 from cil.parameterization import Parameterization
@@ -210,7 +210,7 @@ def build(
         network = _KIND.new(settings.network)
     return I2VGenXLModel(
         config=settings,
-        network=prepare_for_training(network),
+        network=with_checkpointing(network),
         first_stage=first_stage,
         encoders=encoders,
         text_encoder=text_encoder,
@@ -265,7 +265,7 @@ def load(
     network.eval()
     return I2VGenXLModel(
         config=settings,
-        network=prepare_for_training(network),
+        network=with_checkpointing(network),
         first_stage=first_stage,
         encoders=_with(encoders, folder, "image_encoder"),
         text_encoder=_with(text_encoder, folder, "text_encoder"),

@@ -9,7 +9,8 @@ These mix frames:
     temp_convs, temp_attentions, transformer_in     at every level
     image_latents_temporal_encoder                  the frames of the image's latents
 
-All others see one frame at a time, or no frame at all.
+All others see one frame at a time, or no frame at all. Convolutions over frames have a dropout of
+0.1 in training, as published, which no setting of diffusers changes.
 """
 
 from functools import partial
@@ -26,7 +27,7 @@ __all__ = [
     "i2vgenxl_network_call",
     "i2vgenxl_temporal_parameters",
     "image_latents",
-    "prepare_for_training",
+    "with_checkpointing",
 ]
 
 I2VGENXL_LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -87,17 +88,12 @@ def i2vgenxl_network_call(
     return call
 
 
-def prepare_for_training(network: nn.Module) -> nn.Module:
-    """Make a network of diffusers trainable as all others are, in place, and return it.
+def with_checkpointing(network: nn.Module) -> nn.Module:
+    """Give a network of diffusers ``enable_gradient_checkpointing``, which it lacks; return it.
 
-    Its temporal convolutions have a dropout of 0.1 that no setting changes and that would draw from
-    the global generator: it is turned off, so that a step is a function of its seed. diffusers has
-    no gradient checkpointing for it: ``enable_gradient_checkpointing`` is given here, and computes
-    each layer again in the backward pass.
+    Each residual layer, convolution over frames and transformer is computed again in the backward
+    pass, with the same dropout.
     """
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     # partial, not a closure: a deep copy of the network then copies it with the network
     network.enable_gradient_checkpointing = partial(  # type: ignore[assignment]
         _checkpoint_layers, network

@@ -205,22 +205,25 @@ def gradients(model, *, checkpointing):
     if checkpointing:
         network.enable_gradient_checkpointing()
     network.zero_grad()
+    torch.default_generator.manual_seed(1)  # of the dropout
     model.network_call(conditions())(inputs(model)).square().mean().backward()
     return {name: value.grad.clone() for name, value in network.named_parameters()}
 
 
-def test_training_draws_nothing_and_checkpointing_changes_nothing(toy_i2vgenxl):
+def test_checkpointing_computes_again_and_changes_nothing(toy_i2vgenxl):
     model = cil.models.load("i2vgenxl", toy_i2vgenxl, **SIZE)
-    before = torch.random.get_rng_state()
-    plain, again = (gradients(model, checkpointing=False) for _ in range(2))
-    assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        check_checkpointing(model)
+
+
+def check_checkpointing(model):
+    plain = gradients(model, checkpointing=False)
     calls = []
     layer = model.network.down_blocks[0].temp_convs[0].conv1[0]
     layer.register_forward_hook(lambda *_: calls.append(1))
     less_memory = gradients(model, checkpointing=True)
     assert len(calls) == 2, "once forward, and again in the backward pass"
     for name, value in plain.items():
-        assert torch.equal(again[name], value), name
         torch.testing.assert_close(less_memory[name], value, rtol=1e-5, atol=1e-7)
     assert all(value.any() for name, value in plain.items() if name.endswith("weight"))
 
@@ -253,7 +256,7 @@ def test_lora_adapts_every_attention(model):
     assert any(".attentions." in name and name.endswith("attn2") for name in attention)
 
 
-def test_saved_and_loaded_again_it_is_the_same(model, image, tmp_path):
+def test_saved_and_loaded_again_it_is_the_same(model, image, tmp_path, toy_i2vgenxl):
     model.save(tmp_path / "one")
     again = cil.models.load("i2vgenxl", tmp_path / "one")
     assert again.config == model.config
@@ -266,6 +269,7 @@ def test_saved_and_loaded_again_it_is_the_same(model, image, tmp_path):
         for name in names:
             one, two = (tmp_path / run / part / name for run in ("one", "two"))
             assert one.read_bytes() == two.read_bytes(), name
+            assert str(toy_i2vgenxl).encode() not in one.read_bytes(), name
 
 
 def test_a_state_dict_replaces_the_weights(model, tmp_path):
@@ -308,10 +312,10 @@ def changed(folder, tmp_path, *, part="unet/config.json", **changes):
     [
         ({"attention_head_dim": None}, "must give attention_head_dim .* cannot be seen"),
         ({"attention_head_dim": 5}, "attention_head_dim 5 must divide block_out_channels"),
-        ({"attention_head_dim": 8}, "are not those of its config.json"),
+        ({"attention_head_dim": 8}, "transformer_in.proj_in.* expected shape"),
         ({"norm_num_groups": None}, "must give norm_num_groups"),
         ({"_class_name": "UNet3DConditionModel"}, "i2vgenxl family has a I2VGenXLUNet"),
-        ({"cross_attention_dim": 32}, "are not those of its config.json"),
+        ({"cross_attention_dim": 32}, "context_embedding.* expected shape"),
     ],
 )
 def test_a_network_that_is_something_else_is_refused(toy_i2vgenxl, tmp_path, changes, message):

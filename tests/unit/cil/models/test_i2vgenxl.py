@@ -23,6 +23,15 @@ from cil.rng import Stream, normal
 SIZE = {"num_frames": 3, "height": 16, "width": 24, "downsampling": 2}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Convolutions this small wait for each other on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model(toy_i2vgenxl):
     return cil.models.load("i2vgenxl", toy_i2vgenxl, **SIZE)

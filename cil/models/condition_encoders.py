@@ -33,7 +33,7 @@ from cil.models.pretrained import (
 )
 from cil.models.storage import digest, read_json
 
-__all__ = ["EncodedCaption", "ImageEncoder", "TextEncoder"]
+__all__ = ["EncodedCaption", "ImageEncoder", "TextEncoder", "load_tokenizer"]
 
 Layer = Literal["last", "penultimate"]
 Tokens = Literal["pooled", "hidden"]
@@ -249,7 +249,7 @@ class TextEncoder:
             raise ConfigError(f"max_length must be {allowed} for {name}, got {length}")
         return cls(
             network,
-            _load_tokenizer(words),
+            load_tokenizer(words),
             max_length=length,
             layer=layer,
             device=device,
@@ -302,7 +302,7 @@ class TextEncoder:
         return torch.where(mask[0, :, None].bool(), tokens, torch.zeros_like(tokens))
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """Read a tokenizer; only its own files, never code that lies beside them."""
     library = import_transformers()
     try:

@@ -139,7 +139,19 @@ class ImageEncoder:
         Raises:
             DataError: another shape or dtype.
         """
-        pixels = as_frames(frame[None]).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        frames = as_frames(frame[None]).to(self._device)
+        return self._encode(frames.permute(0, 3, 1, 2).float() / 127.5 - 1.0)
+
+    def encode_grey(self) -> Tensor:
+        """Make the tokens of an image that is grey all over: (L, D) float32 on the CPU.
+
+        Grey is the zero of pixels in [-1, 1], which no uint8 image is; networks are trained with it
+        in place of an image that was dropped.
+        """
+        return self._encode(torch.zeros(1, 3, self._size, self._size, device=self._device))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels in [-1, 1], (1, 3, H, W)."""
         with exact_arithmetic(self._device):
             pixels = antialiased_resize(pixels, self._size, self._size) / 2.0 + 0.5
             mean, std = (pixels.new_tensor(c)[:, None, None] for c in (self._mean, self._std))

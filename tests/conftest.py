@@ -92,3 +92,71 @@ def no_s3(own_s3fs, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(own_s3fs, "retries", 1)  # its pauses are not what is tested
+
+
+@pytest.fixture(scope="session")
+def toy_svd(tmp_path_factory):
+    """Folder of a Stable Video Diffusion pipeline at toy size, written by diffusers itself."""
+    import torch
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    folder = tmp_path_factory.mktemp("svd") / "toy-svd"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        unet = UNetSpatioTemporalConditionModel(
+            sample_size=8,
+            in_channels=8,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            block_out_channels=(32, 64),
+            num_attention_heads=(2, 4),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            addition_time_embed_dim=32,
+            projection_class_embeddings_input_dim=96,
+            num_frames=4,
+        )
+        vae = AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            sample_size=32,
+        )
+        encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=224,  # diffusers' pipeline makes no other
+                patch_size=56,
+                projection_dim=32,
+            )
+        )
+    StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=encoder,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            timestep_type="continuous",
+            timestep_spacing="leading",
+            steps_offset=1,
+            use_karras_sigmas=True,
+            sigma_min=0.002,
+            sigma_max=700.0,
+        ),
+        feature_extractor=CLIPImageProcessor(),
+    ).save_pretrained(folder)
+    return folder

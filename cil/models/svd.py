@@ -210,6 +210,7 @@ def load(
     else:
         with torch.device("meta"):
             network = _new_network(settings)
+        network.to("meta")  # some parameters are made from Python numbers, on the CPU
     if encoders is None and (folder / "image_encoder").is_dir():
         encoders = folder
     network.eval()

@@ -26,6 +26,7 @@ from cil.models.storage import read_json
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_INDEX = ".index.json"
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model")
 _WRAPPERS = ("state_dict", "module", "model_state_dict", "model")
 _PREFIXES = ("_forward_module.", "module.", "_orig_mod.")
@@ -46,7 +47,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     by its first bytes, not by its name.
 
     Args:
-        path: a file, or a folder with one set of weights, whole or with an ``.index.json``.
+        path: a file, the ``.index.json`` of shards, or a folder with one set of weights.
 
     Returns:
         Tensors on the CPU in the order of the file, backed by it; see the module's docstring. A
@@ -61,6 +62,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         return _read_folder(path)
     if not path.is_file():
         raise DataError(f"cannot read {path}: there is no such file; check the path")
+    if path.name.endswith(_INDEX):
+        return _read_shards(path)
     start = _first_bytes(path)
     if start[4:9] == _SAFETENSORS:
         state = _read_safetensors(path)
@@ -229,13 +232,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     """Read the one set of weights of a folder."""
-    suffixes = (".safetensors", ".safetensors.index.json", *_PICKLED)
-    suffixes = (*suffixes, *(f"{suffix}.index.json" for suffix in _PICKLED))
-    for suffix in suffixes:
-        for stem in _STEMS:
-            found = folder / f"{stem}{suffix}"
-            if found.is_file():
-                return _read_shards(found) if suffix.endswith(".json") else read_checkpoint(found)
+    for suffix in (".safetensors", *_PICKLED):
+        for name in (f"{stem}{suffix}{index}" for index in ("", _INDEX) for stem in _STEMS):
+            if (folder / name).is_file():
+                return read_checkpoint(folder / name)
     others = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", *_PICKLED)]
     if len(others) == 1:
         return read_checkpoint(others[0])
@@ -244,7 +244,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         raise DataError(f"{folder} holds several files of weights ({names}); name one of them")
     parts = sorted(p.parent.name for p in folder.glob("*/config.json"))
     hint = f"give one of its folders: {', '.join(parts)}" if parts else "check the path"
-    raise DataError(f"{folder} holds no weights ({suffixes[0]} or {_PICKLED[0]}); {hint}")
+    raise DataError(f"{folder} holds no weights (.safetensors or {', '.join(_PICKLED)}); {hint}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

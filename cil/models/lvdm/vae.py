@@ -121,7 +121,8 @@ def read_vae_folder(folder: str | Path) -> dict[str, Tensor]:
 def _settings(part: Mapping[str, Tensor], source: str | Path) -> dict[str, Any]:
     """Read the configuration off names and shapes."""
     try:
-        widths, blocks = [], 0
+        widths: list[int] = []
+        blocks = 0
         while (name := f"encoder.down.{len(widths)}.block.0.conv1.weight") in part:
             widths.append(part[name].shape[0])
         while f"encoder.down.0.block.{blocks}.conv1.weight" in part:

@@ -126,8 +126,9 @@ def shards(folder, suffix="safetensors", stem="model"):
     ("suffix", "stem"), [("safetensors", "diffusion_pytorch_model"), ("bin", "pytorch_model")]
 )
 def test_shards(tmp_path, suffix, stem):
-    shards(tmp_path / "model", suffix, stem)
+    index = shards(tmp_path / "model", suffix, stem)
     same(read_checkpoint(tmp_path / "model"), weights(), order=False)
+    same(read_checkpoint(index), weights(), order=False)
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a\\b", "..", 3, "sub/x"])

@@ -1,5 +1,6 @@
 """Checkpoints of DynamiCrafter: parts and back, and OpenCLIP's halves against a plain OpenCLIP."""
 
+import dataclasses
 import json
 
 import pytest
@@ -59,14 +60,14 @@ class Blocks(nn.Module):
 
 
 class Vision(nn.Module):
-    def __init__(self, width=40, out=24, size=224, patch=56):
+    def __init__(self, *, width=40, out=24, size=224, patch=56, inner=72, layers=3):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.randn(width))
         self.positional_embedding = nn.Parameter(torch.randn((size // patch) ** 2 + 1, width))
         self.proj = nn.Parameter(torch.randn(width, out))
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Blocks(width, 72, 3)
+        self.transformer = Blocks(width, inner, layers)
         self.ln_post = nn.LayerNorm(width)
 
     def tokens(self, pixels):
@@ -84,14 +85,14 @@ class Vision(nn.Module):
 class OpenCLIP(nn.Module):
     """The whole model; wrappers of the release delete one half of it."""
 
-    def __init__(self, width=32, out=24):
+    def __init__(self, *, width=32, out=24, length=LENGTH, words=WORDS, inner=48, layers=4):
         super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(LENGTH, width))
+        self.positional_embedding = nn.Parameter(torch.randn(length, width))
         self.text_projection = nn.Parameter(torch.randn(width, out))
         self.logit_scale = nn.Parameter(torch.tensor(2.5))
         self.visual = Vision(out=out)
-        self.transformer = Blocks(width, 48, 4)
-        self.token_embedding = nn.Embedding(WORDS, width)
+        self.transformer = Blocks(width, inner, layers)
+        self.token_embedding = nn.Embedding(words, width)
         self.ln_final = nn.LayerNorm(width)
 
     def text(self, ids, *, skip):
@@ -180,6 +181,32 @@ def test_back_to_open_clip(text, vision):
     network = vision_from_open_clip(vision, source="x", heads=HEADS)
     rest = {n: v for n, v in vision.items() if "visual" not in n}
     same(vision_to_open_clip(network, rest), vision)
+
+
+def test_vit_h_14_at_full_size():
+    with torch.device("meta"):
+        clip = OpenCLIP(width=1024, out=1024, length=77, words=49408, inner=4096, layers=24)
+        clip.visual = Vision(width=1280, out=1024, patch=14, inner=5120, layers=32)
+    assert sum(p.numel() for p in clip.parameters()) == 986_109_441  # as OpenCLIP publishes it
+    text, vision = half(clip, "visual"), half(clip, "transformer")
+    network = text_from_open_clip(text, source="x")
+    assert network.num_parameters() == 352_984_064
+    config = network.config
+    assert (config.num_hidden_layers, config.num_attention_heads) == (24, 16)
+    assert (config.vocab_size, config.max_position_embeddings) == (49408, 77)
+    assert (config.bos_token_id, config.eos_token_id) == (49406, 49407)
+    back = text_to_open_clip(network)
+    rest = ("model.logit_scale", "model.text_projection")
+    wanted = {n: v.shape for n, v in text.items() if n not in rest}
+    assert wanted == {n: v.shape for n, v in back.items()}
+    network = vision_from_open_clip(vision, source="x")
+    assert network.num_parameters() == 632_076_800  # as in the folder of Stable Video Diffusion
+    config = network.config
+    assert (config.num_hidden_layers, config.num_attention_heads) == (32, 16)
+    assert (config.image_size, config.patch_size, config.projection_dim) == (224, 14, 1024)
+    back = vision_to_open_clip(network)
+    wanted = {n: v.shape for n, v in vision.items() if ".visual." in n}
+    assert wanted == {n: v.shape for n, v in back.items()}
 
 
 def write_tokenizer(folder, *, more=()):
@@ -365,6 +392,19 @@ def test_checkpoints_that_are_not_whole(whole):
     changed = parts.replace(schedule=schedule | {"logvar": torch.ones(1)})
     with pytest.raises(DataError, match=r"1 missing \(betas\), 1 added \(logvar\)"):
         join_lvdm(changed)
+
+
+def test_a_checkpoint_of_the_other_family(whole):
+    parts = split_lvdm(whole, source="dynamicrafter.ckpt")
+    with torch.device("meta"):
+        other = LVDMUNet(dataclasses.replace(CONFIG, in_channels=4))
+    with pytest.raises(DataError) as caught:
+        load_strict(other, parts.unet, source="dynamicrafter.ckpt")
+    assert "names are those of: LVDM (DynamiCrafter or VideoCrafter1) UNet" in str(caught.value)
+    shapes = "input_blocks.0.0.weight (32, 8, 3, 3) in place of (32, 4, 3, 3)"
+    assert f": 1 of another shape ({shapes}). Give" in str(caught.value)
+    with pytest.raises(DataError, match=r"autoencoder in its original format\): \d+ missing"):
+        load_strict(other, parts.first_stage, source="x")
 
 
 def test_first_stage_folder(tmp_path, whole):

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from cil.errors import ConfigError
+from cil.models.lvdm_folder import text_part
+from cil.models.null_condition import NULL_CONDITION_FILE
 from pipelines.config import RunConfig
+from pipelines.model_settings import FAMILIES_WITH_TEXT
+from pipelines.settings import ConditionConfig
 from pipelines.storage import hash_of_folder
 
 __all__ = ["model_identity", "with_pretrained_parts"]
 
 NETWORK_FOLDER = "unet"
+
+_POOLED = ConditionConfig(image_tokens="pooled", image_layer="last", text_layer="last")
+_HIDDEN = ConditionConfig(image_tokens="hidden", image_layer="last", text_layer="penultimate")
 
 
 def with_pretrained_parts(config: RunConfig) -> RunConfig:
@@ -38,7 +45,7 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
             f"model.pretrained must be a folder with {NETWORK_FOLDER}/, as diffusers writes a "
             f"pipeline, got {place}; download it there"
         )
-    first_stage, condition = config.first_stage, config.condition
+    first_stage, condition = config.first_stage, _of_family(config)
     if first_stage.path is None:
         first_stage = replace(first_stage, path=place)
     if condition.image_encoder is None:
@@ -48,7 +55,27 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
                 "or name one by condition.image_encoder"
             )
         condition = replace(condition, image_encoder=place)
+    if config.model.family in FAMILIES_WITH_TEXT and condition.text_encoder is None:
+        if (folder / "text_encoder").is_dir():
+            condition = replace(condition, text_encoder=str(text_part(folder)))
+        elif not (folder / NULL_CONDITION_FILE).is_file():
+            raise ConfigError(
+                f"model.pretrained = {place} has neither text_encoder/ nor {NULL_CONDITION_FILE}; "
+                "import the checkpoint with a tokenizer, or name condition.text_encoder"
+            )
     return replace(config, first_stage=first_stage, condition=condition)
+
+
+def _of_family(config: RunConfig) -> ConditionConfig:
+    """Set which tokens the encoders give, where that was left to the family."""
+    own = _HIDDEN if config.model.family in FAMILIES_WITH_TEXT else _POOLED
+    asked = config.condition
+    return replace(
+        asked,
+        image_tokens=asked.image_tokens or own.image_tokens,
+        image_layer=asked.image_layer or own.image_layer,
+        text_layer=asked.text_layer or own.text_layer,
+    )
 
 
 def model_identity(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings of the families ``dynamicrafter`` and ``videocrafter1``; `LVDMConfig` is their network's.
+"""Settings of the families ``dynamicrafter`` and ``videocrafter1``; their network has `LVDMConfig`.
 
 In: names of settings of the model, of its network under the published names, and the projector's.
 Out: one frozen object that refuses what does not fit together.

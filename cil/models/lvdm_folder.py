@@ -8,7 +8,7 @@
     null_condition.safetensors       what is told without caption and image
     original/                        names and tables of the checkpoint that it came from
 
-In: a folder or settings. Out: a model, or a folder. Encoders are copied as files, never loaded here.
+In: a folder or settings. Out: a model, or a folder. Encoders are copied as files and not loaded.
 """
 
 import shutil

@@ -1,11 +1,13 @@
 """What a network is told in place of a caption and an image that are not there, for guidance.
 
-    null = encode_null_condition(image_encoder, text_encoder)
+    null = NullCondition(
+        text_embeds=text_encoder.encode("").tokens, image_embeds=image_encoder.encode_grey()
+    )
     null.save(folder)
     null = NullCondition.load(folder)       # None where the folder has none
 
-The caption is the empty one; the image is grey, the zero of pixels in [-1, 1]. A data set and a model
-folder hold both as encoders make them, so that neither training nor sampling needs the encoders.
+The caption is the empty one; the image is grey, the zero of pixels in [-1, 1]. A data set and a
+model folder hold both as encoders make them, so that nothing else needs the encoders.
 """
 
 from dataclasses import dataclass
@@ -15,10 +17,9 @@ from typing import Self
 from torch import Tensor
 
 from cil.errors import DataError
-from cil.models.condition_encoders import ImageEncoder, TextEncoder
 from cil.models.storage import read_tensors, write_tensors
 
-__all__ = ["NULL_CONDITION_FILE", "NullCondition", "encode_null_condition"]
+__all__ = ["NULL_CONDITION_FILE", "NullCondition"]
 
 NULL_CONDITION_FILE = "null_condition.safetensors"
 _NAMES = ("text_embeds", "image_embeds")
@@ -64,8 +65,3 @@ class NullCondition:
                 "delete it and encode the videos again"
             )
         return cls(**{name: value.float() for name, value in found.items()})
-
-
-def encode_null_condition(image: ImageEncoder, text: TextEncoder) -> NullCondition:
-    """Encode the grey image and the empty caption."""
-    return NullCondition(text_embeds=text.encode("").tokens, image_embeds=image.encode_grey())

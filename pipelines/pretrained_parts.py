@@ -6,10 +6,14 @@ In: a validated configuration. Out: one that names first stage and encoders, and
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cil.errors import ConfigError
+from cil.models.lvdm_folder import text_part
+from cil.models.null_condition import NULL_CONDITION_FILE
 from pipelines.config import RunConfig
+from pipelines.model_settings import FAMILIES_WITH_TEXT, LVDM_FAMILIES
+from pipelines.settings import ConditionConfig
 from pipelines.storage import hash_of_folder
 
 __all__ = ["model_identity", "with_pretrained_parts"]
@@ -17,10 +21,16 @@ __all__ = ["model_identity", "with_pretrained_parts"]
 NETWORK_FOLDER = "unet"
 _READ_FOLDERS = {"i2vgenxl": (NETWORK_FOLDER, "scheduler")}
 """Parts that decide what is trained, by family; the network alone where none are named."""
-_TEXT_LAYERS: dict[str, Literal["last", "penultimate"]] = {"i2vgenxl": "penultimate"}
-"""Families that attend to captions, and the layer that they take."""
-_IMAGE_CROPS: dict[str, Literal["none", "square"]] = {"i2vgenxl": "square"}
-"""Families that show CLIP a part of the image only."""
+
+_POOLED = ConditionConfig(
+    image_tokens="pooled", image_layer="last", image_crop="none", text_layer="last"
+)
+_HIDDEN = replace(_POOLED, image_tokens="hidden", text_layer="penultimate")
+_OF_FAMILY = {
+    **dict.fromkeys(LVDM_FAMILIES, _HIDDEN),
+    "i2vgenxl": replace(_POOLED, image_crop="square", text_layer="penultimate"),
+}
+"""What the encoders give, by family; pooled tokens where none are named."""
 
 
 def with_pretrained_parts(config: RunConfig) -> RunConfig:
@@ -44,7 +54,7 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
             f"model.pretrained must be a folder with {NETWORK_FOLDER}/, as diffusers writes a "
             f"pipeline, got {place}; download it there"
         )
-    first_stage, condition = config.first_stage, config.condition
+    first_stage, condition = config.first_stage, _of_family(config)
     if first_stage.path is None:
         first_stage = replace(first_stage, path=place)
     if condition.image_encoder is None:
@@ -54,20 +64,28 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
                 "or name one by condition.image_encoder"
             )
         condition = replace(condition, image_encoder=place)
-    family = config.model.family
-    if condition.image_crop is None:
-        condition = replace(condition, image_crop=_IMAGE_CROPS.get(family, "none"))
-    if family in _TEXT_LAYERS:
-        if condition.text_encoder is None:
-            if not (folder / "text_encoder").is_dir():
-                raise ConfigError(
-                    f"model.pretrained = {place} has no text_encoder/; download the whole "
-                    "pipeline, or name one by condition.text_encoder"
-                )
-            condition = replace(condition, text_encoder=place)
-        if condition.text_layer is None:
-            condition = replace(condition, text_layer=_TEXT_LAYERS[family])
+    if config.model.family in FAMILIES_WITH_TEXT and condition.text_encoder is None:
+        if (folder / "text_encoder").is_dir():
+            condition = replace(condition, text_encoder=str(text_part(folder)))
+        elif not (folder / NULL_CONDITION_FILE).is_file():
+            raise ConfigError(
+                f"model.pretrained = {place} has neither text_encoder/ nor {NULL_CONDITION_FILE}; "
+                "import the checkpoint with a tokenizer, or name condition.text_encoder"
+            )
     return replace(config, first_stage=first_stage, condition=condition)
+
+
+def _of_family(config: RunConfig) -> ConditionConfig:
+    """Set which tokens the encoders give, where that was left to the family."""
+    own = _OF_FAMILY.get(config.model.family, _POOLED)
+    asked = config.condition
+    return replace(
+        asked,
+        image_tokens=asked.image_tokens or own.image_tokens,
+        image_layer=asked.image_layer or own.image_layer,
+        image_crop=asked.image_crop or own.image_crop,
+        text_layer=asked.text_layer or own.text_layer,
+    )
 
 
 def model_identity(config: RunConfig) -> dict[str, Any]:

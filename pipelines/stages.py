@@ -170,11 +170,18 @@ def _check_impl(config: RunConfig) -> None:
 
 def _check_model(config: RunConfig) -> None:
     """Let the family check its own settings."""
-    from dataclasses import asdict
+    from cil.errors import DataError
+    from cil.models import config_class, load
+    from pipelines.model_settings import family_settings
 
-    from cil.models.tiny_config import TinyConfig
-
-    settings = asdict(config.model)
-    settings.pop("family")
-    TinyConfig(**settings)
-    config.time_noise.build(TinyConfig(**settings).schedule)
+    family, given = config.model.family, family_settings(config.model)
+    if config.model.pretrained is None:
+        schedule = config_class(family)(**given).schedule
+    else:
+        frames = max(bucket.num_frames for bucket in clip_buckets(config.data))
+        try:
+            model = load(family, config.model.pretrained, weights=False, num_frames=frames, **given)
+        except DataError as error:
+            raise ConfigError(f"model.pretrained: {error}") from error
+        schedule = model.schedule
+    config.time_noise.build(schedule)

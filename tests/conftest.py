@@ -162,33 +162,114 @@ def toy_svd(tmp_path_factory):
     return folder
 
 
-def _write_clip_tokenizer(folder):
-    """Write a byte-pair vocabulary of all letters and the words red and kite."""
+@pytest.fixture(scope="session")
+def clip_tokenizer():
+    """Writer of a byte-pair vocabulary of all bytes and the words red and kite."""
     import json
 
     from tokenizers import pre_tokenizers
 
-    folder.mkdir(parents=True)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("r", "e"), ("re", "d</w>"), ("k", "i"), ("t", "e</w>"), ("ki", "te</w>")]
-    words = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
-    vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines))
-    settings = {
-        "tokenizer_class": "CLIPTokenizer",
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "model_max_length": 12,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return len(vocab)
+    def write(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        merges = [("r", "e"), ("re", "d</w>"), ("k", "i"), ("t", "e</w>"), ("ki", "te</w>")]
+        words = [*letters, *(a + "</w>" for a in letters), *(a + b for a, b in merges)]
+        vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+        (folder / "vocab.json").write_text(json.dumps(vocab))
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        (folder / "merges.txt").write_text("\n".join(lines))
+        marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+        settings = {"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>", **marks}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return len(vocab)
+
+    return write
+
+
+TOY_LVDM = {
+    "num_frames": 4,
+    "height": 32,
+    "width": 32,
+    "downsampling": 4,
+    "model_channels": 32,
+    "attention_resolutions": [2, 1],
+    "num_res_blocks": 1,
+    "channel_mult": [1, 2],
+    "num_head_channels": 16,
+    "context_dim": 32,
+    "projector": {"depth": 1, "dim_head": 8, "heads": 2, "embedding_dim": 32},
+}
 
 
 @pytest.fixture(scope="session")
-def toy_i2vgenxl(tmp_path_factory):
+def toy_lvdm(tmp_path_factory, clip_tokenizer):
+    """Model folders of dynamicrafter and videocrafter1 at toy size, by family."""
+    import torch
+    from diffusers import AutoencoderKL
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    import cil.models
+    from cil.models.autoencoder_kl import AutoencoderKLFirstStage
+    from cil.models.condition_encoders import ImageEncoder, TextEncoder
+    from cil.models.null_condition import NullCondition
+
+    root = tmp_path_factory.mktemp("lvdm")
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 24,
+    }
+    num_words = clip_tokenizer(root / "parts" / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        vae = AutoencoderKL(
+            block_out_channels=(32, 32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+        )
+        vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(**small, image_size=32, patch_size=16)
+        )
+        marks = {"bos_token_id": num_words - 2, "eos_token_id": num_words - 1}
+        text = CLIPTextModel(
+            CLIPTextConfig(**small, **marks, vocab_size=num_words, max_position_embeddings=77)
+        )
+        vision.save_pretrained(root / "parts" / "image_encoder")
+        text.save_pretrained(root / "parts" / "text_encoder")
+        image_encoder = ImageEncoder.from_folder(root / "parts", tokens="hidden")
+        text_encoder = TextEncoder.from_folder(root / "parts", layer="penultimate")
+        null = NullCondition(
+            text_embeds=text_encoder.encode("").tokens, image_embeds=image_encoder.encode_grey()
+        )
+        folders = {}
+        for family in ("dynamicrafter", "videocrafter1"):
+            model = cil.models.build(
+                family,
+                first_stage=AutoencoderKLFirstStage(vae.eval().requires_grad_(False)),
+                encoders=root / "parts",
+                text_encoder=root / "parts",
+                null_condition=null,
+                dropout=0.1,
+                **TOY_LVDM,
+            )
+            for parameter in model.network.parameters():  # no branch is silent
+                parameter.data += 0.05 * torch.randn(parameter.shape)
+            folders[family] = root / family
+            model.save(folders[family])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def toy_i2vgenxl(tmp_path_factory, clip_tokenizer):
     """Folder of an I2VGen-XL pipeline at toy size; its autoencoder has no noise to speak of."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
@@ -202,7 +283,7 @@ def toy_i2vgenxl(tmp_path_factory):
     )
 
     folder = tmp_path_factory.mktemp("i2vgenxl") / "toy-i2vgenxl"
-    words = _write_clip_tokenizer(folder / "tokenizer")
+    words = clip_tokenizer(folder / "tokenizer")
     small = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -250,7 +331,7 @@ def toy_i2vgenxl(tmp_path_factory):
     I2VGenXLPipeline(
         vae=vae,
         text_encoder=text,
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", model_max_length=12),
         image_encoder=vision,
         feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
         unet=unet,

@@ -320,12 +320,15 @@ class ImageToVideoModel(Protocol):
         """
         ...
 
-    def clean_condition(self, frame: Any, *, num_clips: int = 1) -> Condition:
+    def clean_condition(
+        self, frame: Any, *, num_clips: int = 1, prompt: str | None = None
+    ) -> Condition:
         """Condition on one image without noise, and declare none.
 
         Args:
             frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
             num_clips: B, rows of the batch, all alike.
+            prompt: caption, for families that are told one.
 
         Returns:
             The condition, float32 on the CPU.

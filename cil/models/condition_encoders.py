@@ -34,7 +34,7 @@ from cil.models.pretrained import (
 )
 from cil.models.storage import digest, read_json
 
-__all__ = ["EncodedCaption", "ImageEncoder", "TextEncoder"]
+__all__ = ["EncodedCaption", "ImageEncoder", "TextEncoder", "load_tokenizer"]
 
 Layer = Literal["last", "penultimate"]
 Tokens = Literal["pooled", "hidden"]
@@ -151,7 +151,19 @@ class ImageEncoder:
         frames = as_frames(frame[None])
         if self._crop == "square":
             frames = centre_square(frames[0], self._size)[None]
-        pixels = frames.to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        pixels = frames.to(self._device).permute(0, 3, 1, 2)
+        return self._encode(pixels.float() / 127.5 - 1.0)
+
+    def encode_grey(self) -> Tensor:
+        """Make the tokens of an image that is grey all over: (L, D) float32 on the CPU.
+
+        Grey is the zero of pixels in [-1, 1], which no uint8 image is; networks are trained with it
+        in place of an image that was dropped.
+        """
+        return self._encode(torch.zeros(1, 3, self._size, self._size, device=self._device))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels in [-1, 1], (1, 3, H, W)."""
         with exact_arithmetic(self._device):
             if self._crop == "none":
                 pixels = antialiased_resize(pixels, self._size, self._size)
@@ -263,7 +275,7 @@ class TextEncoder:
             raise ConfigError(f"max_length must be {allowed} for {name}, got {length}")
         return cls(
             network,
-            _load_tokenizer(words),
+            load_tokenizer(words),
             max_length=length,
             layer=layer,
             device=device,
@@ -316,7 +328,7 @@ class TextEncoder:
         return torch.where(mask[0, :, None].bool(), tokens, torch.zeros_like(tokens))
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """Read a tokenizer; only its own files, never code that lies beside them."""
     library = import_transformers()
     try:

@@ -44,13 +44,14 @@ from cil.models.i2vgenxl_layers import (
     i2vgenxl_temporal_parameters,
     with_checkpointing,
 )
+from cil.models.null_condition import NullCondition
+from cil.models.pretrained import part_of
 from cil.models.storage import write_json
 from cil.parameterization import Parameterization
 
 __all__ = ["I2VGenXLConfig", "I2VGenXLModel", "build", "load"]
 
 _KIND = NetworkKind(family="i2vgenxl", class_name="I2VGenXLUNet", settings_name="I2VGenXLConfig")
-_ENCODER_PARTS = ("image_encoder", "feature_extractor", "text_encoder", "tokenizer")
 
 
 class I2VGenXLModel(ModelAdapter):
@@ -66,11 +67,22 @@ class I2VGenXLModel(ModelAdapter):
         first_stage: FirstStage | None,
         encoders: Path | None = None,
         text_encoder: Path | None = None,
+        null_condition: NullCondition | None = None,
     ) -> None:
-        """Take the parts; ``encoders`` and ``text_encoder`` are folders of a pipeline."""
+        """Take the parts.
+
+        Args:
+            config: settings.
+            network: an ``I2VGenXLUNet`` of diffusers.
+            first_stage: the codec.
+            encoders: folder with image_encoder/ and feature_extractor/.
+            text_encoder: folder with text_encoder/ and tokenizer/.
+            null_condition: tokens of the empty text, where there is no text encoder.
+        """
         super().__init__(config=config, network=network, first_stage=first_stage)
         self.parameterization = Parameterization(config.prediction_type)
         self._encoders, self._text_folder = encoders, text_encoder
+        self._null_condition = null_condition
 
     @property
     def guidance(self) -> Guidance:
@@ -128,7 +140,11 @@ class I2VGenXLModel(ModelAdapter):
 
     def _told(self, condition: Condition, text: str | None) -> Condition:
         latents = condition.conditioning_latents
-        tokens = self._text_encoder.encode(text).tokens.to(latents.device)
+        if self._null_condition is not None and not text:
+            tokens = self._null_condition.text_embeds
+        else:
+            tokens = self._text_encoder.encode(text).tokens
+        tokens = tokens.to(latents.device)
         return replace(condition, text_embeds=tokens.expand(latents.shape[0], *tokens.shape))
 
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
@@ -168,11 +184,15 @@ class I2VGenXLModel(ModelAdapter):
         folder.mkdir(parents=True, exist_ok=True)
         network.save_pretrained(folder / "unet")  # type: ignore[operator]
         self.first_stage.save(folder)
-        for part in _ENCODER_PARTS:
-            text = part in ("text_encoder", "tokenizer")
-            source = self._text_folder if text else self._encoders
+        for parts, source in (
+            (("image_encoder", "feature_extractor"), self._encoders),
+            (("text_encoder", "tokenizer"), self._text_folder),
+        ):
             if source is not None:
-                copy_part(source / part, folder / part)
+                copy_part(part_of(source, parts[0]), folder / parts[0])
+                copy_part(source / parts[1], folder / parts[1])
+        if self._null_condition is not None:
+            self._null_condition.save(folder)
         DDIMScheduler(**scheduler_config(self.config)).save_pretrained(folder / "scheduler")
         write_json(folder / "model_index.json", _model_index(self.first_stage))
         elsewhere = {"network", *SCHEDULE_SETTINGS}  # stand in unet/ and scheduler/
@@ -186,6 +206,7 @@ def build(
     first_stage: FirstStage | None = None,
     encoders: Path | None = None,
     text_encoder: Path | None = None,
+    null_condition: NullCondition | None = None,
     **config: Any,
 ) -> I2VGenXLModel:
     """Make a model with fresh weights, a pure function of the arguments.
@@ -195,6 +216,7 @@ def build(
         first_stage: the codec, needed to save the model; training does not need it.
         encoders: folder with image_encoder/ and feature_extractor/, needed to sample.
         text_encoder: folder with text_encoder/ and tokenizer/, needed to sample.
+        null_condition: tokens of the empty text, where there is no text encoder.
         **config: fields of ``I2VGenXLConfig``, and arguments of the network as its config.json has
             them.
 
@@ -214,6 +236,7 @@ def build(
         first_stage=first_stage,
         encoders=encoders,
         text_encoder=text_encoder,
+        null_condition=null_condition,
     )
 
 
@@ -223,6 +246,7 @@ def load(
     first_stage: FirstStage | None = None,
     encoders: Path | None = None,
     text_encoder: Path | None = None,
+    null_condition: NullCondition | None = None,
     weights: bool = True,
     **changes: Any,
 ) -> I2VGenXLModel:
@@ -234,6 +258,7 @@ def load(
         first_stage: the codec in place of the folder's.
         encoders: folder with image_encoder/ in place of this one.
         text_encoder: folder with text_encoder/ and tokenizer/ in place of this one.
+        null_condition: tokens of the empty text in place of the folder's.
         weights: False leaves the network on the meta device, without weights, and reads no first
             stage, for plans.
         **changes: fields of ``I2VGenXLConfig`` in place of the folder's.
@@ -269,6 +294,7 @@ def load(
         first_stage=first_stage,
         encoders=_with(encoders, folder, "image_encoder"),
         text_encoder=_with(text_encoder, folder, "text_encoder"),
+        null_condition=NullCondition.load(folder) if null_condition is None else null_condition,
     )
 
 

@@ -18,6 +18,7 @@ from cil.losses import NetworkInputs
 from cil.models import ClipConditions, Guidance, ImageToVideoModel
 from cil.models.i2vgenxl_config import I2VGenXLConfig
 from cil.models.i2vgenxl_layers import image_latents
+from cil.models.null_condition import NullCondition
 from cil.rng import Stream, normal
 
 SIZE = {"num_frames": 3, "height": 16, "width": 24, "downsampling": 2}
@@ -81,9 +82,9 @@ def test_diffusers_samples_the_same_from_what_was_saved(model, image, tmp_path, 
         model.first_stage, "decode", lambda latents: found.append(latents) or torch.zeros(1)
     )
     generate(model, image, seed=7, num_steps=4, guidance=guidance)
-    theirs = pipeline_frames(
-        tmp_path / "saved", model, image, scale=scale, output_type="latent"
-    )[0].transpose(0, 1)
+    theirs = pipeline_frames(tmp_path / "saved", model, image, scale=scale, output_type="latent")[
+        0
+    ].transpose(0, 1)
     latents = found[0] * model.first_stage.scaling_factor
     torch.testing.assert_close(latents, theirs, rtol=1e-4, atol=1e-4)
     frames = pipeline_frames(tmp_path / "saved", model, image, scale=scale, output_type="np")[0]
@@ -205,7 +206,7 @@ def test_noise_on_the_condition_reaches_the_network_in_the_first_frame_alone(mod
 
 
 def test_clips_without_captions_are_refused(model):
-    with pytest.raises(DataError, match="encode the data set with condition.text_encoder"):
+    with pytest.raises(DataError, match=r"encode the data set with condition\.text_encoder"):
         model.network_call(conditions(text_embeds=None))
 
 
@@ -294,7 +295,9 @@ def test_fresh_weights_depend_on_the_seed_alone(toy_i2vgenxl):
     config = json.loads((toy_i2vgenxl / "unet" / "config.json").read_text())
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     before = torch.random.get_rng_state()
-    states = [cil.models.build("i2vgenxl", seed=s, **config).network.state_dict() for s in (4, 4, 5)]
+    states = [
+        cil.models.build("i2vgenxl", seed=s, **config).network.state_dict() for s in (4, 4, 5)
+    ]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
@@ -378,6 +381,14 @@ def test_what_is_missing_is_named(toy_i2vgenxl, model, image, tmp_path):
     without = cil.models.load("i2vgenxl", copy, **SIZE)
     with pytest.raises(ConfigError, match="has no text encoder"):
         without.clean_condition(image)
+    empty = model.clean_condition(image).text_embeds[0]
+    null = NullCondition(text_embeds=empty, image_embeds=torch.zeros(1, 16))
+    without = cil.models.load("i2vgenxl", copy, null_condition=null, **SIZE)
+    without.save(tmp_path / "saved")
+    again = cil.models.load("i2vgenxl", tmp_path / "saved")
+    assert torch.equal(again.clean_condition(image).text_embeds[0], empty)
+    with pytest.raises(ConfigError, match="has no text encoder"):
+        again.clean_condition(image, prompt="a red kite")
     with pytest.raises(ConfigError, match="unknown setting of an i2vgenxl model: p_mean"):
         cil.models.load("i2vgenxl", toy_i2vgenxl, p_mean=1.0)
     with pytest.raises(ConfigError, match="unknown setting of an i2vgenxl model: p_mean"):

@@ -144,7 +144,8 @@ def noise_mistakes(
         )
     replacement = model.image_token_replacement
     if replacement is None:
-        replacement = config_class(model.family)().image_token_replacement
+        settings = {item.name: item for item in fields(config_class(model.family))}
+        replacement = settings["image_token_replacement"].default
     if target in ("tokens", "both") and replacement > 0:
         yield (
             f"time_noise.target {target} and model.image_token_replacement {replacement} both put "

@@ -34,9 +34,7 @@ def pipeline_frames(folder, model, image, *, seed, num_steps, guidance, output_t
 
     pipeline = StableVideoDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    noise = normal(
-        model.latents_shape, seed=seed, sample_ids=[0], stream=Stream.INIT_NOISE, step=0
-    )
+    noise = normal(model.latents_shape, seed=seed, sample_ids=[0], stream=Stream.INIT_NOISE, step=0)
     pipeline.scheduler.set_timesteps(num_steps)
     scale = model.config.sigma_max / float(pipeline.scheduler.init_noise_sigma)
     return pipeline(
@@ -65,9 +63,7 @@ def test_it_is_an_image_to_video_model(model):
 def test_diffusers_samples_the_same_frames_from_what_was_saved(model, image, tmp_path, guidance):
     model.save(tmp_path / "saved")
     steps = []
-    ours = generate(
-        model, image, seed=7, num_steps=4, guidance=guidance, progress=steps.append
-    )
+    ours = generate(model, image, seed=7, num_steps=4, guidance=guidance, progress=steps.append)
     theirs = pipeline_frames(
         tmp_path / "saved", model, image, seed=7, num_steps=4, guidance=guidance
     )
@@ -204,7 +200,8 @@ def test_another_family_is_refused(toy_svd, tmp_path):
 
 @pytest.mark.parametrize("setting", [{"beta": 1}, {"network": {}}, {"block_out_channels": (1,)}])
 def test_an_unknown_change_is_refused(toy_svd, setting):
-    with pytest.raises(ConfigError, match=f"unknown setting of an svd model: {next(iter(setting))}"):
+    name = next(iter(setting))
+    with pytest.raises(ConfigError, match=f"unknown setting of an svd model: {name}"):
         cil.models.load("svd", toy_svd, **setting)
 
 

@@ -249,7 +249,12 @@ class DynamiCrafterConfig(LVDMSettings):
     concatenates: ClassVar[bool] = True
     tokens_per_frame: ClassVar[bool] = True
     rate_argument: ClassVar[str] = "fs"
-    own_network: ClassVar[Mapping[str, Any]] = {"in_channels": 8, "fs_condition": True}
+    own_network: ClassVar[Mapping[str, Any]] = {
+        "in_channels": 8,
+        "fs_condition": True,
+        "dropout": 0.1,
+        "default_fs": 10,
+    }
 
     def __post_init__(self) -> None:
         """Check the family's own settings too."""

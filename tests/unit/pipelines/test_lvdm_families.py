@@ -14,12 +14,16 @@ import cil.models
 from cil.analytic_init import AnalyticInit
 from cil.errors import ConfigError
 from cil.generate import generate
+from cil.models.checkpoint_files import read_checkpoint, write_checkpoint
 from cil.models.condition_encoders import TextEncoder
+from cil.models.lvdm_import import original_lvdm
+from pipelines.__main__ import _main
 from pipelines.batches import BatchReader
 from pipelines.config import validate_config
 from pipelines.dataset import open_dataset
 from pipelines.dropout_seed import seeded_dropout
 from pipelines.engine import choose_trainable
+from pipelines.export import _write_original
 from pipelines.first_batch import step_inputs
 from pipelines.model_folder import build_model, write_model
 from pipelines.pretrained_parts import with_pretrained_parts
@@ -207,3 +211,42 @@ def test_a_folder_without_text_is_refused(toy_lvdm, tmp_path):
     (folder / "null_condition.safetensors").unlink()
     with pytest.raises(ConfigError, match="neither text_encoder/ nor null_condition"):
         with_pretrained_parts(config)
+
+
+def test_a_checkpoint_is_imported_by_the_command_line(toy_lvdm, tmp_path, capsys):
+    family = "videocrafter1"
+    toy = toy_lvdm[family]
+    write_checkpoint(tmp_path / "model.safetensors", original_lvdm(toy))
+    network = json.loads((toy / "unet" / "config.json").read_text())
+    projector = json.loads((toy / "image_projector" / "config.json").read_text())
+    sizes = {"num_frames": 4, "height": 32, "width": 32, "downsampling": 4}
+    own = tmp_path / "toy.yaml"
+    own.write_text(json.dumps({**network, "projector": projector, **sizes}))
+    words = ["import", family, str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out")]
+    more = ["--tokenizer", str(toy / "tokenizer"), "--settings", str(own), "--json"]
+    assert _main([*words, *more]) == 0, capsys.readouterr().err
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])["import"]
+    assert report["outputs"]["model"] == str(tmp_path / "out")
+    assert cil.models.load(family, tmp_path / "out").config.num_frames == 4
+    assert _main([*words, *more]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "out", "toy.yaml"]
+
+
+def test_adapters_are_merged_into_the_original_layout(run, tmp_path):
+    config = replace(run, train=replace(run.train, trainable="lora", lora_rank=2))
+    model = build_model(config, open_dataset(run))
+    names = choose_trainable(config.train, model)
+    adapters = {n: v + 0.1 for n, v in model.network.state_dict().items() if n in names}
+    before = {n: v.clone() for n, v in original_lvdm(Path(run.model.pretrained)).items()}
+    _write_original(model, tmp_path / "out.safetensors", adapters)
+    found = read_checkpoint(tmp_path / "out.safetensors")
+    assert sorted(found) == sorted(before)
+    changed = {name for name, value in found.items() if not torch.equal(value, before[name])}
+    ends = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight", "_ip.weight")
+    assert changed == {
+        name
+        for name in before
+        if name.startswith("model.diffusion_model.") and ".attn" in name and name.endswith(ends)
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["out.safetensors"]

@@ -88,5 +88,6 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _hash(folder: str) -> str:
-    """Hash a network's weights once in a process."""
-    return hash_of_folder(Path(folder) / NETWORK_FOLDER)
+    """Hash the weights of a network, and of its projector, once in a process."""
+    parts = [Path(folder) / name for name in (NETWORK_FOLDER, "image_projector")]
+    return "-".join(hash_of_folder(part) for part in parts if part.is_dir())

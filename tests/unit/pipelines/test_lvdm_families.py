@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import cil.models
 from cil.analytic_init import AnalyticInit
@@ -26,7 +26,7 @@ from pipelines.engine import choose_trainable
 from pipelines.export import _write_original
 from pipelines.first_batch import step_inputs
 from pipelines.model_folder import build_model, write_model
-from pipelines.pretrained_parts import with_pretrained_parts
+from pipelines.pretrained_parts import model_identity, with_pretrained_parts
 from pipelines.shards import load_manifest, moments_of, read_moments
 from pipelines.train_step import TrainStep
 
@@ -211,6 +211,21 @@ def test_a_folder_without_text_is_refused(toy_lvdm, tmp_path):
     (folder / "null_condition.safetensors").unlink()
     with pytest.raises(ConfigError, match="neither text_encoder/ nor null_condition"):
         with_pretrained_parts(config)
+
+
+def test_the_projector_is_part_of_what_training_begins_with(toy_lvdm, tmp_path):
+    folder = shutil.copytree(toy_lvdm["dynamicrafter"], tmp_path / "copy")
+
+    def identity(place):
+        raw = settings("dynamicrafter", place, tmp_path, tmp_path)
+        return model_identity(validate_config(raw, source="the tests"))["pretrained"]
+
+    path = folder / "image_projector" / "diffusion_pytorch_model.safetensors"
+    assert identity(folder) == identity(toy_lvdm["dynamicrafter"])
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    weights = {name: value + 1 for name, value in load_file(path).items()}
+    save_file(weights, other / path.relative_to(folder))
+    assert identity(other) != identity(folder)
 
 
 def test_a_checkpoint_is_imported_by_the_command_line(toy_lvdm, tmp_path, capsys):

@@ -24,10 +24,12 @@ _COMMANDS = {
     "encode": "videos to latent shards (Ray Data)",
     "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
     "validate": "measure a checkpoint on held-out clips again, by hand",
+    "sweep": "train several arms of a comparison alike, and report on them",
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "sample": "videos from a registered model or a model folder",
-    "export": "a checkpoint of a training to a model folder",
+    "import": "a published checkpoint to a model folder",
+    "export": "a checkpoint of a training to a model folder, or to the published layout",
     "plan": "what encoding would keep, drop and take, or training need, without doing it",
     "verify": "check every byte of a data set against its manifest",
     "doctor": "check this environment and say what to do",
@@ -57,7 +59,9 @@ examples:
   cil verify build/demo/run/dataset
   cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
   cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
+  cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter
   cil export --output.dir build/demo/run --out build/exported
+  cil sweep configs/compare.yaml
   cil doctor
 
 A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
@@ -83,6 +87,11 @@ _EXAMPLES = {
         "ema.safetensors; unset takes train/best, else the last one. Without --config the settings "
         "are those that OUTPUT/train/config.yaml says"
     ),
+    "sweep": (
+        "cil sweep configs/compare.yaml --only naive --only timenoise; see docs/sweep.md. The file "
+        "comes first; settings change the base of all arms. Also: --only ARM, --fail-fast, "
+        "--register, to register each model in MLflow; instead of --config, the sweep file"
+    ),
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
     "sample": (
@@ -90,6 +99,7 @@ _EXAMPLES = {
         "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
         "from N(0, sigma^2 I); unset takes the model's own"
     ),
+    "import": "cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter",
     "export": "cil export --output.dir build/demo/run --out build/exported",
     "doctor": "cil doctor --config configs/demo.yaml",
 }
@@ -181,7 +191,13 @@ def _own_options(command: str, rest: list[str]) -> tuple[argparse.Namespace, lis
 
 
 def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
-    without_config = {"sample": _sample, "verify": _verify, "export": _export}
+    without_config = {
+        "sample": _sample,
+        "verify": _verify,
+        "export": _export,
+        "import": _import,
+        "sweep": _sweep,
+    }
     if command in without_config:
         return without_config[command](common, rest)
     own, rest = _own_options(command, rest)
@@ -294,6 +310,36 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
     return int(bool(faults))
 
 
+def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
+    from cil.errors import ConfigError
+    from pipelines.config import RunConfig
+    from pipelines.sweep import command
+
+    if {"-h", "--help"} & set(rest):
+        _overridden("sweep", RunConfig(), ["--help"])
+    if common.config or not rest or rest[0].startswith("-"):
+        raise ConfigError("give the sweep file first, without --config: cil sweep FILE [options]")
+    options, settings = command.parse_options(rest[1:])
+    sweep = command.prepare(rest[0], options, lambda base: _overridden("sweep", base, settings))
+    if common.dry_run:
+        _print_json([command.show_sweep(sweep, options)], common)
+        return 0
+    report = command.run_sweep(sweep, options, debug=common.debug)
+    _finish([report], common)
+    return int(report.metrics["failed"] > 0)
+
+
+def _import(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.import_checkpoint import run_command
+
+    if common.config or common.dry_run:
+        from cil.errors import ConfigError
+
+        raise ConfigError("cil import takes no --config and no --dry-run; see cil import --help")
+    _finish([run_command(rest, description=_COMMANDS["import"])], common)
+    return 0
+
+
 def _export(common: argparse.Namespace, rest: list[str]) -> int:
     from pipelines.export import run_command
 
@@ -309,16 +355,21 @@ def _export(common: argparse.Namespace, rest: list[str]) -> int:
 
 def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunConfig":
     """File, then overrides, then everything validated together."""
+    from pipelines.config import load_config
+    from pipelines.pretrained_parts import with_pretrained_parts
+
+    return with_pretrained_parts(_overridden(command, load_config(common.config), rest))
+
+
+def _overridden(command: str, config: "RunConfig", rest: list[str]) -> "RunConfig":
+    if not rest:
+        return config
     from dataclasses import asdict
 
     import tyro
 
-    from pipelines.config import RunConfig, load_config, validate_config
-    from pipelines.pretrained_parts import with_pretrained_parts
+    from pipelines.config import RunConfig, validate_config
 
-    config = load_config(common.config)
-    if not rest:
-        return with_pretrained_parts(config)
     overridden = tyro.cli(
         RunConfig,
         default=config,
@@ -326,8 +377,7 @@ def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunC
         prog=f"cil {command}",
         description=_description(command),
     )
-    config = validate_config(asdict(overridden), source="the command line")
-    return with_pretrained_parts(config)
+    return validate_config(asdict(overridden), source="the command line")
 
 
 def _description(command: str) -> str:

@@ -49,6 +49,7 @@ __all__ = [
     "dataset_of",
     "environment",
     "load_config",
+    "read_mapping",
     "redact_uri",
     "validate_config",
 ]
@@ -203,8 +204,15 @@ def load_config(path: str | Path | None) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read, or holds mistakes; all of them are in the message.
     """
-    if path is None:
-        return RunConfig()
+    return RunConfig() if path is None else validate_config(read_mapping(path), source=str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, without looking at what it says.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
     import yaml
 
     try:
@@ -219,7 +227,7 @@ def load_config(path: str | Path | None) -> RunConfig:
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
-    return validate_config(raw, source=str(path))
+    return raw
 
 
 def _load_yaml(text: str) -> Any:

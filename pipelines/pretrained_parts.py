@@ -19,8 +19,9 @@ from pipelines.storage import hash_of_folder
 __all__ = ["model_identity", "with_pretrained_parts"]
 
 NETWORK_FOLDER = "unet"
+_NETWORKS = (NETWORK_FOLDER, "image_projector")
 _READ_FOLDERS = {"i2vgenxl": (NETWORK_FOLDER, "scheduler")}
-"""Parts that decide what is trained, by family; the network alone where none are named."""
+"""Parts that decide what is trained, by family; the networks where none are named."""
 
 _POOLED = ConditionConfig(
     image_tokens="pooled", image_layer="last", image_crop="none", text_layer="last"
@@ -94,9 +95,9 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
     if config.model.pretrained is None:
         return settings
     folder = Path(config.model.pretrained).absolute()
-    parts = _READ_FOLDERS.get(config.model.family, (NETWORK_FOLDER,))
-    hashes = [_hash(str(folder / part)) for part in parts]
-    return {**settings, "pretrained": hashes[0] if len(hashes) == 1 else hashes}
+    parts = [folder / part for part in _READ_FOLDERS.get(config.model.family, _NETWORKS)]
+    hashes = "-".join(_hash(str(part)) for part in parts if part.is_dir())
+    return {**settings, "pretrained": hashes}
 
 
 @lru_cache(maxsize=8)

@@ -194,7 +194,7 @@ TOY_LVDM = {
     "model_channels": 32,
     "attention_resolutions": [2, 1],
     "num_res_blocks": 1,
-    "channel_mult": [1, 2],
+    "channel_mult": [1, 1],
     "num_head_channels": 16,
     "context_dim": 32,
     "projector": {"depth": 1, "dim_head": 8, "heads": 2, "embedding_dim": 32},

@@ -68,6 +68,11 @@ class LVDMSettings:
         Raises:
             ConfigError: a value out of range, or parts that do not fit together.
         """
+        if not self.network:
+            own = LVDMConfig.published({**self.own_network, "temporal_length": self.num_frames})
+            object.__setattr__(self, "network", asdict(own))
+        if not self.projector:
+            object.__setattr__(self, "projector", self._own_projector(self.unet, self.num_frames))
         _ = self.schedule
         for name in ("num_frames", "latent_channels", "downsampling", "fps"):
             if not getattr(self, name) > 0:
@@ -113,10 +118,7 @@ class LVDMSettings:
         if "temporal_length" in network:
             taken.setdefault("num_frames", unet.temporal_length)
         projector = {
-            "dim": unet.context_dim,
-            "output_dim": unet.context_dim,
-            "num_queries": IMAGE_TOKENS_PER_FRAME,
-            **({"video_length": taken.get("num_frames", 16)} if cls.tokens_per_frame else {}),
+            **cls._own_projector(unet, taken.get("num_frames", 16)),
             **written.get("projector", {}),
             **given.get("projector", {}),
         }
@@ -158,6 +160,18 @@ class LVDMSettings:
     def schedule(self) -> VPSchedule:
         """Noise levels of training and sampling."""
         return VPSchedule(zero_terminal_snr=self.zero_terminal_snr, base_scale=self.base_scale)
+
+    @classmethod
+    def _own_projector(cls, unet: LVDMConfig, num_frames: int) -> dict[str, Any]:
+        """Return the projector that fits a network."""
+        width = unet.context_dim
+        frames = {"video_length": num_frames} if cls.tokens_per_frame else {}
+        return {
+            "dim": width,
+            "output_dim": width,
+            "num_queries": IMAGE_TOKENS_PER_FRAME,
+            **frames,
+        }
 
     def _check_network(self) -> None:
         unet = self.unet
@@ -235,7 +249,12 @@ class DynamiCrafterConfig(LVDMSettings):
     concatenates: ClassVar[bool] = True
     tokens_per_frame: ClassVar[bool] = True
     rate_argument: ClassVar[str] = "fs"
-    own_network: ClassVar[Mapping[str, Any]] = {"in_channels": 8, "fs_condition": True}
+    own_network: ClassVar[Mapping[str, Any]] = {
+        "in_channels": 8,
+        "fs_condition": True,
+        "dropout": 0.1,
+        "default_fs": 10,
+    }
 
     def __post_init__(self) -> None:
         """Check the family's own settings too."""

@@ -30,10 +30,18 @@ from cil.models.pretrained import part_of
 from cil.models.storage import read_json, read_tensors, write_json, write_tensors
 from cil.models.strict_loading import load_strict
 
-__all__ = ["ORIGINAL_FOLDER", "LVDMFolders", "build_lvdm", "load_lvdm", "save_lvdm", "text_part"]
+__all__ = [
+    "LVDM_WEIGHTS",
+    "ORIGINAL_FOLDER",
+    "LVDMFolders",
+    "build_lvdm",
+    "load_lvdm",
+    "save_lvdm",
+    "text_part",
+]
 
 ORIGINAL_FOLDER = "original"
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
+LVDM_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _COPIED = (".json", ".safetensors", ".txt")  # merges.txt of a tokenizer
 
 Model = TypeVar("Model")
@@ -99,7 +107,7 @@ def load_lvdm(
         network, projector = _modules(chosen)
     if weights:
         for module, name in ((network, "unet"), (projector, "image_projector")):
-            path = folder / name / _WEIGHTS
+            path = folder / name / LVDM_WEIGHTS
             load_strict(module, read_tensors(path), source=path, dtype=torch.float32)
         first_stage = load_first_stage(folder) if first_stage is None else first_stage
     network.eval()
@@ -144,7 +152,7 @@ def save_lvdm(
     for name, (described, tensors) in parts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_json(folder / name / "config.json", described)
-        write_tensors(folder / name / _WEIGHTS, tensors)
+        write_tensors(folder / name / LVDM_WEIGHTS, tensors)
     if folders.image_encoder is not None:
         _copy(part_of(folders.image_encoder, "image_encoder"), folder / "image_encoder")
         _copy(folders.image_encoder / "feature_extractor", folder / "feature_extractor")

@@ -119,7 +119,7 @@ class LVDMModel(ModelAdapter):
         """Return what training's loss calls; see ``ImageToVideoModel.network_call``."""
         called = self.network if network is None else network
         dtype = next(self.network.parameters()).dtype
-        told = self.config.rate_argument, self.rate(clips).round().clamp(min=1).long()
+        told = {self.config.rate_argument: self.rate(clips).round().clamp(min=1).long()}
 
         def call(inputs: NetworkInputs) -> Tensor:
             tokens = inputs.tokens
@@ -134,7 +134,7 @@ class LVDMModel(ModelAdapter):
             context = torch.cat([self._text(clips, batch, tokens.device), tokens], dim=1)
             seen = inputs.concatenated() if self.config.concatenates else inputs.noisy
             prediction: Tensor = called(
-                seen.transpose(1, 2).to(dtype), inputs.time, context.to(dtype), **dict([told])
+                seen.transpose(1, 2).to(dtype), inputs.time, context.to(dtype), **told
             )
             return prediction.transpose(1, 2).float()
 

@@ -55,6 +55,8 @@ def test_cil_commands_parse(arguments, monkeypatch, capsys):
     if "--config" in rest and (ROOT / rest[rest.index("--config") + 1]).exists():
         assert _main([*arguments, "--dry-run"]) == 0
         assert "time_noise:" in capsys.readouterr().out
+    elif command == "sweep":
+        assert _main([*arguments, "--dry-run"]) == 0
     elif command == "sample":
         assert tyro.cli(SampleArguments, args=rest).model
     else:

@@ -200,7 +200,7 @@ def test_parts_that_do_not_fit_are_refused(codec, model):
         cil.models.build("tiny", first_stage=codec, latent_channels=5)
     with pytest.raises(ConfigError, match="no first stage; pass first_stage="):
         _ = cil.models.build("tiny", **SIZES).first_stage
-    with pytest.raises(ConfigError, match="unknown model family 'sora'; known: .*tiny"):
+    with pytest.raises(ConfigError, match=r"unknown model family 'sora'; known: .*tiny"):
         cil.models.build("sora")
     with pytest.raises(DataError, match=r"h = 4 in \(C h w\), got \(3, 8, 8\)"):
         model.clean_condition(picture(size=32))

@@ -73,6 +73,7 @@ def generate(
     analytic_init: AnalyticInit | None = None,
     num_steps: int = 20,
     guidance: Guidance | None = None,
+    prompt: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Sample videos that start from an image, which the network sees without noise.
@@ -88,6 +89,7 @@ def generate(
         analytic_init: statistics of the training latents, scaled; None starts from N(0, sigma^2 I).
         num_steps: steps of the sampler, >= 1.
         guidance: classifier-free guidance; None takes what the model's family has.
+        prompt: caption, for families that are told one; None is the empty caption.
         progress: called after each step with the number of steps done.
 
     Returns:
@@ -108,7 +110,8 @@ def generate(
     )
     latents = _first_latents(model, noise, level, analytic_init)
     device = next(model.network.parameters()).device
-    condition = model.clean_condition(fit_image(image, height, width), num_clips=num_videos)
+    picture = fit_image(image, height, width)
+    condition = model.clean_condition(picture, num_clips=num_videos, prompt=prompt)
     condition = condition.to(device)
     model.network.eval()
     latents = _sampled(

@@ -28,7 +28,8 @@ _COMMANDS = {
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "sample": "videos from a registered model or a model folder",
-    "export": "a checkpoint of a training to a model folder",
+    "import": "a published checkpoint to a model folder",
+    "export": "a checkpoint of a training to a model folder, or to the published layout",
     "plan": "what encoding would keep, drop and take, or training need, without doing it",
     "verify": "check every byte of a data set against its manifest",
     "doctor": "check this environment and say what to do",
@@ -58,6 +59,7 @@ examples:
   cil verify build/demo/run/dataset
   cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
   cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
+  cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter
   cil export --output.dir build/demo/run --out build/exported
   cil sweep configs/compare.yaml
   cil doctor
@@ -97,6 +99,7 @@ _EXAMPLES = {
         "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
         "from N(0, sigma^2 I); unset takes the model's own"
     ),
+    "import": "cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter",
     "export": "cil export --output.dir build/demo/run --out build/exported",
     "doctor": "cil doctor --config configs/demo.yaml",
 }
@@ -188,7 +191,13 @@ def _own_options(command: str, rest: list[str]) -> tuple[argparse.Namespace, lis
 
 
 def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
-    without_config = {"sample": _sample, "verify": _verify, "export": _export, "sweep": _sweep}
+    without_config = {
+        "sample": _sample,
+        "verify": _verify,
+        "export": _export,
+        "import": _import,
+        "sweep": _sweep,
+    }
     if command in without_config:
         return without_config[command](common, rest)
     own, rest = _own_options(command, rest)
@@ -318,6 +327,17 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
     report = command.run_sweep(sweep, options, debug=common.debug)
     _finish([report], common)
     return int(report.metrics["failed"] > 0)
+
+
+def _import(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.import_checkpoint import run_command
+
+    if common.config or common.dry_run:
+        from cil.errors import ConfigError
+
+        raise ConfigError("cil import takes no --config and no --dry-run; see cil import --help")
+    _finish([run_command(rest, description=_COMMANDS["import"])], common)
+    return 0
 
 
 def _export(common: argparse.Namespace, rest: list[str]) -> int:

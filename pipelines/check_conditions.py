@@ -29,7 +29,7 @@ def check_conditions(config: RunConfig, data: TrainingData) -> None:
         downsampling=first_stage.downsampling,
     )
     stored = reader.clip(0).image_embeds.shape[-1]
-    if model.token_width not in (None, stored):
+    if model.token_width != stored:
         raise ConfigError(
             f"the image tokens of the data set have the width {stored}, the network of "
             f"model.family {config.model.family} takes {model.token_width}; encode for this model "

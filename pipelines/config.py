@@ -22,7 +22,7 @@ from annotated_types import Ge, Lt
 from cil.errors import ConfigError
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
-from pipelines.model_settings import ModelConfig, model_mistakes
+from pipelines.model_settings import ModelConfig, model_mistakes, noise_mistakes
 from pipelines.read_config import ReadConfig
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.config import SelectionConfig, contradictions
@@ -127,6 +127,7 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
             f"got {stage.latent_channels}"
         )
     yield from model_mistakes(config.model)
+    yield from noise_mistakes(config.model, config.time_noise, config.train.condition_dropout)
     yield from _train_checks(config.train)
     yield from _validate_checks(config)
 

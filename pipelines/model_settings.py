@@ -7,8 +7,22 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 
 from cil.models import config_class
+from cil.time_noise import TimeNoiseConfig
 
-__all__ = ["ModelConfig", "family_settings", "model_mistakes", "token_width"]
+__all__ = [
+    "FAMILIES_WITH_TEXT",
+    "LVDM_FAMILIES",
+    "ModelConfig",
+    "family_settings",
+    "model_mistakes",
+    "noise_mistakes",
+    "token_width",
+]
+
+LVDM_FAMILIES = ("dynamicrafter", "videocrafter1")
+"""Families with the LVDM network; their image tokens are CLIP's hidden ones, projected."""
+FAMILIES_WITH_TEXT = (*LVDM_FAMILIES, "i2vgenxl")
+"""Families whose network is told a caption."""
 
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
@@ -19,7 +33,7 @@ class ModelConfig:
     """The network that is trained, and its noise schedule; null takes the family's own."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-    family: Literal["tiny", "svd"] = "tiny"
+    family: Literal["tiny", "svd", "dynamicrafter", "videocrafter1", "i2vgenxl"] = "tiny"
     """Model family, a name in the registry of `cil.models`."""
     pretrained: str | None = None
     """Folder of published weights, as diffusers writes a pipeline, or a model folder of ours. Every
@@ -48,6 +62,23 @@ class ModelConfig:
     """Motion bucket that the network is told of every clip (tiny, svd), in training and sampling.
     null tells a clip's own, by its measured motion, in training and 127 in sampling; tiny is always
     told 127 then."""
+    base_scale: Positive | None = None
+    """Dynamic rescale of clean latents (dynamicrafter, videocrafter1); 0.7 for models of 512
+    pixels, 0.3 for those of 1024."""
+    rate_condition: Literal["fps", "frame_stride"] | None = None
+    """What the network is told of speed (dynamicrafter)."""
+    frame_stride: Count | None = None
+    """Frame stride that is told in sampling, with rate_condition frame_stride (dynamicrafter)."""
+    image_token_replacement: Annotated[float, Ge(0), Le(1)] | None = None
+    """Probability of a training step with noise in place of the image tokens (dynamicrafter has
+    0.95, videocrafter1 0)."""
+    guidance_scale: Annotated[float, Ge(0)] | None = None
+    """Guidance scale of sampling, 1 is off (dynamicrafter has 7.5, videocrafter1 12, i2vgenxl 9).
+    """
+    guidance_rescale: Annotated[float, Ge(0), Le(1)] | None = None
+    """Share of the guidance rescale (dynamicrafter has 0.7, videocrafter1 0)."""
+    negative_prompt: str | None = None
+    """Text that guidance leads away from (i2vgenxl)."""
 
 
 def family_settings(model: ModelConfig) -> dict[str, Any]:
@@ -90,3 +121,33 @@ def model_mistakes(model: ModelConfig) -> Iterator[str]:
     low, high = given.get("sigma_min"), given.get("sigma_max")
     if low is not None and high is not None and high <= low:
         yield f"model.sigma_max must be > sigma_min = {low}, got {high}"
+
+
+def noise_mistakes(
+    model: ModelConfig, time_noise: TimeNoiseConfig, condition_dropout: float
+) -> Iterator[str]:
+    """Yield what is wrong with the noise on the condition and its dropping for a family."""
+    if model.family not in LVDM_FAMILIES:
+        return
+    if condition_dropout > 1 / 3:
+        yield (
+            f"train.condition_dropout is the probability of each of three cases for "
+            f"{model.family} and must be at most 1/3, got {condition_dropout}; 0.05 is usual"
+        )
+    if time_noise.preset == "none":
+        return
+    target = time_noise.law().target
+    if model.family == "videocrafter1" and target != "tokens":
+        yield (
+            f"time_noise.target must be tokens for videocrafter1, got {target}: its network gets "
+            "no conditioning latents; set it, or take the preset paper-videocrafter"
+        )
+    replacement = model.image_token_replacement
+    if replacement is None:
+        settings = {item.name: item for item in fields(config_class(model.family))}
+        replacement = settings["image_token_replacement"].default
+    if target in ("tokens", "both") and replacement > 0:
+        yield (
+            f"time_noise.target {target} and model.image_token_replacement {replacement} both put "
+            "noise on the image tokens; set one of them to latents or 0"
+        )

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from cil.errors import ConfigError
-from cil.models import ImageToVideoModel, load_first_stage
+from cil.models import ImageToVideoModel
+from cil.models.first_stage import latent_layout
 from pipelines.activations import MeasuredNetwork, measure_network
 from pipelines.config import RunConfig, clip_buckets, dataset_of
 from pipelines.engine import choose_trainable
@@ -168,8 +169,7 @@ def _clips(config: RunConfig) -> _Clips:
     stage = config.first_stage
     channels, factor = stage.latent_channels, stage.patch_size
     if stage.path is not None:
-        codec = load_first_stage(stage.path)
-        channels, factor = codec.latent_channels, codec.downsampling
+        channels, factor = latent_layout(stage.path)
     return _Clips(
         buckets=tuple(names),
         latent_channels=channels,

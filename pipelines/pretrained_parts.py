@@ -9,12 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from cil.errors import ConfigError
+from cil.models.lvdm_folder import text_part
+from cil.models.null_condition import NULL_CONDITION_FILE
 from pipelines.config import RunConfig
+from pipelines.model_settings import FAMILIES_WITH_TEXT, LVDM_FAMILIES
+from pipelines.settings import ConditionConfig
 from pipelines.storage import hash_of_folder
 
 __all__ = ["model_identity", "with_pretrained_parts"]
 
 NETWORK_FOLDER = "unet"
+_NETWORKS = (NETWORK_FOLDER, "image_projector")
+_READ_FOLDERS = {"i2vgenxl": (NETWORK_FOLDER, "scheduler")}
+"""Parts that decide what is trained, by family; the networks where none are named."""
+
+_POOLED = ConditionConfig(
+    image_tokens="pooled", image_layer="last", image_crop="none", text_layer="last"
+)
+_HIDDEN = replace(_POOLED, image_tokens="hidden", text_layer="penultimate")
+_OF_FAMILY = {
+    **dict.fromkeys(LVDM_FAMILIES, _HIDDEN),
+    "i2vgenxl": replace(_POOLED, image_crop="square", text_layer="penultimate"),
+}
+"""What the encoders give, by family; pooled tokens where none are named."""
 
 
 def with_pretrained_parts(config: RunConfig) -> RunConfig:
@@ -38,7 +55,7 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
             f"model.pretrained must be a folder with {NETWORK_FOLDER}/, as diffusers writes a "
             f"pipeline, got {place}; download it there"
         )
-    first_stage, condition = config.first_stage, config.condition
+    first_stage, condition = config.first_stage, _of_family(config)
     if first_stage.path is None:
         first_stage = replace(first_stage, path=place)
     if condition.image_encoder is None:
@@ -48,7 +65,28 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
                 "or name one by condition.image_encoder"
             )
         condition = replace(condition, image_encoder=place)
+    if config.model.family in FAMILIES_WITH_TEXT and condition.text_encoder is None:
+        if (folder / "text_encoder").is_dir():
+            condition = replace(condition, text_encoder=str(text_part(folder)))
+        elif not (folder / NULL_CONDITION_FILE).is_file():
+            raise ConfigError(
+                f"model.pretrained = {place} has neither text_encoder/ nor {NULL_CONDITION_FILE}; "
+                "import the checkpoint with a tokenizer, or name condition.text_encoder"
+            )
     return replace(config, first_stage=first_stage, condition=condition)
+
+
+def _of_family(config: RunConfig) -> ConditionConfig:
+    """Set which tokens the encoders give, where that was left to the family."""
+    own = _OF_FAMILY.get(config.model.family, _POOLED)
+    asked = config.condition
+    return replace(
+        asked,
+        image_tokens=asked.image_tokens or own.image_tokens,
+        image_layer=asked.image_layer or own.image_layer,
+        image_crop=asked.image_crop or own.image_crop,
+        text_layer=asked.text_layer or own.text_layer,
+    )
 
 
 def model_identity(config: RunConfig) -> dict[str, Any]:
@@ -56,10 +94,13 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
     settings = asdict(config.model)
     if config.model.pretrained is None:
         return settings
-    return {**settings, "pretrained": _hash(str(Path(config.model.pretrained).absolute()))}
+    folder = Path(config.model.pretrained).absolute()
+    parts = [folder / part for part in _READ_FOLDERS.get(config.model.family, _NETWORKS)]
+    hashes = "-".join(_hash(str(part)) for part in parts if part.is_dir())
+    return {**settings, "pretrained": hashes}
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _hash(folder: str) -> str:
-    """Hash a network's weights once in a process."""
-    return hash_of_folder(Path(folder) / NETWORK_FOLDER)
+    """Hash a folder once in a process."""
+    return hash_of_folder(Path(folder))

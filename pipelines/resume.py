@@ -74,7 +74,8 @@ def last_checkpoint(run_folder: Path) -> Path | None:
 
 def _without_deleted(run_folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Take checkpoints that were deleted out of Ray's list, so that it goes on from one before."""
-    results, indices = content["checkpoint_results"], content["checkpoint_report_indices"]
+    results = content.get("checkpoint_results", [])
+    indices = content.get("checkpoint_report_indices", [])
     there = [
         (result, index)
         for result, index in zip(results, indices, strict=True)

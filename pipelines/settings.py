@@ -117,14 +117,19 @@ class ConditionConfig:
     image_encoder: str | None = None
     """Folder of a CLIP vision model as transformers writes it (also a pipeline folder with an
     `image_encoder`); None stores zero tokens."""
-    image_tokens: Literal["pooled", "hidden"] = "pooled"
-    """One projected token, as SVD takes it, or all tokens of the encoder."""
-    image_layer: Literal["last", "penultimate"] = "last"
-    """Layer that all tokens are taken from."""
+    image_tokens: Literal["pooled", "hidden"] | None = None
+    """One projected token, as SVD takes it, or all tokens of the encoder; None takes what the model
+    family needs (pooled unless it is dynamicrafter or videocrafter1)."""
+    image_layer: Literal["last", "penultimate"] | None = None
+    """Layer that all tokens are taken from; None takes the family's (last)."""
+    image_crop: Literal["none", "square"] | None = None
+    """What of the image the encoder sees: all of it, squeezed to a square, or its centre square;
+    None takes the family's (all of it; the centre square for i2vgenxl)."""
     text_encoder: str | None = None
     """Folder of a CLIP or T5 text encoder with its tokenizer; None stores no text."""
-    text_layer: Literal["last", "penultimate"] = "last"
-    """Layer that the text's tokens are taken from."""
+    text_layer: Literal["last", "penultimate"] | None = None
+    """Layer that the text's tokens are taken from; None takes the family's (last; penultimate for
+    dynamicrafter, videocrafter1 and i2vgenxl)."""
     text_length: Annotated[int, Ge(2)] | None = None
     """Tokens that a caption is padded or cut to; None takes the encoder's own length."""
 
@@ -187,7 +192,8 @@ class TrainConfig:
     ema_decay: Decay = 0.99
     """Decay per step of the weight average that is exported."""
     condition_dropout: Fraction = 0.0
-    """Probability, per clip, of training without the conditioning image."""
+    """Probability, per clip, of training without the conditioning image. dynamicrafter and
+    videocrafter1 drop the caption, image tokens, or both, each with this probability."""
     log_every: Count = 10
     """Steps between reports to the driver; every step's loss is in a report."""
     checkpoint_every: Count = 100

@@ -185,10 +185,10 @@ def _check_model(config: RunConfig) -> None:
     if model.pretrained is None:
         schedule = config_class(model.family)(**family_settings(model)).schedule
     else:
+        frames = max(bucket.num_frames for bucket in clip_buckets(config.data))
+        settings = {"num_frames": frames, **family_settings(model)}
         try:
-            schedule = load(
-                model.family, model.pretrained, weights=False, **family_settings(model)
-            ).schedule
+            schedule = load(model.family, model.pretrained, weights=False, **settings).schedule
         except DataError as error:
             raise ConfigError(f"model.pretrained: {error}") from error
     config.time_noise.build(schedule)

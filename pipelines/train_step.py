@@ -19,6 +19,7 @@ from pipelines import fused_input
 from pipelines.batches import Batch, BatchSource
 from pipelines.clip_inputs import draw_clips
 from pipelines.config import RunConfig
+from pipelines.dropout_seed import seeded_dropout
 from pipelines.engine import update_weights
 from pipelines.zero_config import SMALLEST_LOSS_SCALE, micro_batch_size
 
@@ -167,19 +168,22 @@ class TrainStep:
             dropout=config.train.condition_dropout,
             counter=Counter(seed=config.seed, sample_ids=ids, step=step),
         )
-        return denoising_loss(
-            model.network_call(conditions.clips, network=self._engine),
-            drawn.clean,
-            drawn.conditioning,
-            schedule=model.schedule,
-            parameterization=model.parameterization,
-            corruption=self._corruption,
-            draws=draws,
-            dropout=conditions.dropout,
-            tokens=conditions.tokens,
-            build_input=fused_input.build_input if self._fused else build_input,
-            square_error=fused_input.square_error if self._fused else square_error,
-        )
+        with seeded_dropout(
+            seed=config.seed, sample_id=batch.slots[0], step=step, device=self._engine.device
+        ):
+            return denoising_loss(
+                model.network_call(conditions.clips, network=self._engine),
+                drawn.clean,
+                drawn.conditioning,
+                schedule=model.schedule,
+                parameterization=model.parameterization,
+                corruption=self._corruption,
+                draws=draws,
+                dropout=conditions.dropout,
+                tokens=conditions.tokens,
+                build_input=fused_input.build_input if self._fused else build_input,
+                square_error=fused_input.square_error if self._fused else square_error,
+            )
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         if self._world_size > 1:

@@ -42,8 +42,11 @@ __all__ = [
 ]
 
 _FAMILIES = {
+    "dynamicrafter": ("cil.models.dynamicrafter", "cil.models.lvdm_config", "DynamiCrafterConfig"),
+    "i2vgenxl": ("cil.models.i2vgenxl", "cil.models.i2vgenxl_config", "I2VGenXLConfig"),
     "svd": ("cil.models.svd", "cil.models.svd_config", "SVDConfig"),
     "tiny": ("cil.models.tiny", "cil.models.tiny_config", "TinyConfig"),
+    "videocrafter1": ("cil.models.videocrafter1", "cil.models.lvdm_config", "VideoCrafter1Config"),
 }
 """By name: module of the family, and the module and class of its settings."""
 

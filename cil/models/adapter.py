@@ -126,8 +126,19 @@ class ModelAdapter(ABC):
         return self.first_stage.scaling_factor
 
     @property
-    def token_width(self) -> int | None:
-        """D of the image tokens that a data set must hold for it; None takes any."""
+    def token_width(self) -> int:
+        """D of the image tokens that a data set must hold for it."""
+        return self.token_shape[1]
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(L, D) of the image tokens that the network attends to: here, one."""
+        config: Any = self.network.config
+        return 1, int(config.cross_attention_dim)
+
+    @property
+    def text_shape(self) -> tuple[int, int] | None:
+        """(L, D) of the tokens of a caption; None where the network is told no text."""
         return None
 
     @abstractmethod
@@ -166,16 +177,26 @@ class ModelAdapter(ABC):
         """Leave dropping to the loss, which drops latents and tokens together."""
         return TrainingConditions(clips=clips, tokens=tokens, dropout=dropout)
 
-    def clean_condition(self, frame: Any, *, num_clips: int = 1) -> Condition:
+    def clean_condition(
+        self, frame: Any, *, num_clips: int = 1, prompt: str | None = None
+    ) -> Condition:
         """Condition on one image without noise, and declare none.
 
         Args:
             frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
             num_clips: B, rows of the batch, all alike.
+            prompt: refused here; for families that are told a caption.
 
         Returns:
             The condition, float32 on the CPU.
+
+        Raises:
+            ConfigError: the family takes no prompt.
         """
+        if prompt is not None:
+            raise ConfigError(
+                f"models of the family {self.family} take no prompt, got {prompt!r}; leave it out"
+            )
         latents = self.first_stage.encode(frame[None]).mean * self.conditioning_scale
         check_shape("the image's latents", latents[0], "C h w", **self._latent_sizes())
         tokens = self.image_tokens(self.encode_condition(frame)[None])

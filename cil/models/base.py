@@ -247,13 +247,23 @@ class ImageToVideoModel(Protocol):
         ...
 
     @property
-    def token_width(self) -> int | None:
-        """D of the image tokens that a data set must hold for it; None takes any."""
+    def token_width(self) -> int:
+        """D of the image tokens that a data set must hold for it."""
         ...
 
     @property
     def parameterization(self) -> Parameterization:
         """What the network predicts."""
+        ...
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(L, D) of the image tokens that the network attends to."""
+        ...
+
+    @property
+    def text_shape(self) -> tuple[int, int] | None:
+        """(L, D) of the tokens of a caption; None where the network is told no text."""
         ...
 
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
@@ -315,12 +325,15 @@ class ImageToVideoModel(Protocol):
         """
         ...
 
-    def clean_condition(self, frame: Any, *, num_clips: int = 1) -> Condition:
+    def clean_condition(
+        self, frame: Any, *, num_clips: int = 1, prompt: str | None = None
+    ) -> Condition:
         """Condition on one image without noise, and declare none.
 
         Args:
             frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
             num_clips: B, rows of the batch, all alike.
+            prompt: caption, for families that are told one.
 
         Returns:
             The condition, float32 on the CPU.

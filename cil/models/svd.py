@@ -10,13 +10,11 @@ to the condition. A model folder is a pipeline of diffusers with ``model.json`` 
 """
 
 import copy
-import inspect
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +22,25 @@ from torch import Tensor, nn
 from cil.errors import ConfigError, DataError
 from cil.losses import Network
 from cil.models.adapter import ModelAdapter
-from cil.models.base import FORMAT_VERSION, ClipConditions, FirstStage, Guidance
+from cil.models.base import ClipConditions, FirstStage, Guidance
+from cil.models.diffusers_network import (
+    NetworkKind,
+    check_divides,
+    copy_part,
+    read_own_settings,
+    write_own_settings,
+)
 from cil.models.first_stage import load_first_stage
-from cil.models.pretrained import load_strictly
-from cil.models.storage import read_json, write_json
+from cil.models.storage import write_json
 from cil.models.svd_config import SVDConfig
 from cil.models.svd_layers import SVD_LORA_TARGETS, svd_network_call, svd_temporal_parameters
 from cil.parameterization import Parameterization
 
 __all__ = ["SVDConfig", "SVDModel", "build", "load"]
 
-_CLASS = "UNetSpatioTemporalConditionModel"
-_STEM = "diffusion_pytorch_model"
+_KIND = NetworkKind(
+    family="svd", class_name="UNetSpatioTemporalConditionModel", settings_name="SVDConfig"
+)
 _ENCODER_PARTS = ("image_encoder", "feature_extractor")
 
 
@@ -67,13 +72,6 @@ class SVDModel(ModelAdapter):
         """Guidance that grows over the frames."""
         config = self.config
         return Guidance(first=config.first_guidance_scale, last=config.last_guidance_scale)
-
-    @property
-    def token_width(self) -> int:
-        """Width of CLIP's projected token."""
-        network: Any = self.network
-        width = network.config.cross_attention_dim
-        return int(width[0] if isinstance(width, list | tuple) else width)
 
     @cached_property
     def _image_encoder(self) -> Any:
@@ -121,7 +119,7 @@ class SVDModel(ModelAdapter):
         self.first_stage.save(folder)
         if self._encoders is not None:
             for part in _ENCODER_PARTS:
-                _copy_part(self._encoders / part, folder / part)
+                copy_part(self._encoders / part, folder / part)
         EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -137,8 +135,7 @@ class SVDModel(ModelAdapter):
         write_json(folder / "model_index.json", _model_index(self.first_stage))
         settings = asdict(self.config)
         settings.pop("network")  # stands in unet/config.json
-        named = {"format_version": FORMAT_VERSION, "family": self.family}
-        write_json(folder / "model.json", {**named, **settings})
+        write_own_settings(folder, self.family, settings)
 
 
 def build(
@@ -165,7 +162,7 @@ def build(
     settings = SVDConfig.of(config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = _new_network(settings)
+        network = _KIND.new(settings.network)
     return SVDModel(config=settings, network=network, first_stage=first_stage, encoders=encoders)
 
 
@@ -194,109 +191,26 @@ def load(
         ConfigError: a change that is no setting or does not fit.
         DataError: a part is missing, damaged, or of another family.
     """
-    written = _network_config(folder / "unet")
-    described = folder / "model.json"
-    own = read_json(described) if described.is_file() else {}
-    named = own.pop("format_version", FORMAT_VERSION), own.pop("family", SVDModel.family)
-    if named != (FORMAT_VERSION, SVDModel.family):
-        raise DataError(
-            f"{folder} must hold an svd model of format {FORMAT_VERSION}, got {named[1]!r} of "
-            f"format {named[0]!r}; load it by its own family"
-        )
+    written = _KIND.config(folder)
+    check_divides(folder, written, "num_attention_heads")
+    own = read_own_settings(folder, SVDModel.family)
     unknown = sorted(set(changes) - ({item.name for item in fields(SVDConfig)} - {"network"}))
     if unknown:
         raise ConfigError(f"unknown setting of an svd model: {', '.join(unknown)}")
     try:
         settings = SVDConfig.of(own, network=written)
     except (TypeError, ConfigError) as error:
-        raise DataError(f"{described} is not of an svd model: {error}") from error
+        raise DataError(f"{folder / 'model.json'} is not of an svd model: {error}") from error
     settings = replace(settings, **changes)
     if weights:
-        network = _read_network(folder / "unet")
+        network = _KIND.read(folder)
         first_stage = load_first_stage(folder) if first_stage is None else first_stage
     else:
-        with torch.device("meta"):
-            network = _new_network(settings)
-        network.to("meta")  # some parameters are made from Python numbers, on the CPU
+        network = _KIND.new_without_weights(settings.network)
     if encoders is None and (folder / "image_encoder").is_dir():
         encoders = folder
     network.eval()
     return SVDModel(config=settings, network=network, first_stage=first_stage, encoders=encoders)
-
-
-def _network_class() -> Any:
-    try:
-        from diffusers import UNetSpatioTemporalConditionModel
-    except ImportError as error:
-        raise ConfigError(
-            "the svd family needs diffusers; pip install 'conditional-image-leakage[models]'"
-        ) from error
-    return UNetSpatioTemporalConditionModel
-
-
-def _new_network(config: SVDConfig) -> nn.Module:
-    """Make the network; an argument that diffusers does not know is refused."""
-    network = _network_class()
-    known = set(inspect.signature(network.__init__).parameters) - {"self"}
-    given = {name: value for name, value in config.network.items() if not name.startswith("_")}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise ConfigError(
-            f"unknown setting of an svd model: {', '.join(unknown)}; known are the fields of "
-            f"SVDConfig and the network's: {', '.join(sorted(known))}"
-        )
-    try:
-        return cast(nn.Module, network(**given))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the network cannot be built: {error}") from error
-
-
-def _network_config(folder: Path) -> dict[str, Any]:
-    """Read unet/config.json, and refuse one whose heads would be guessed.
-
-    The number of heads shows in no weight: with a wrong one, the network loads and computes
-    something else. The class's default is not that of the published weights.
-    """
-    path = folder / "config.json"
-    config = read_json(path)
-    if config.get("_class_name") != _CLASS:
-        raise DataError(
-            f"{path} describes a {config.get('_class_name')!r}, and the svd family has a {_CLASS}; "
-            "choose the family of these weights"
-        )
-    heads, channels = config.get("num_attention_heads"), config.get("block_out_channels")
-    if not isinstance(heads, list | int) or not isinstance(channels, list):
-        raise DataError(
-            f"{path} must give num_attention_heads and block_out_channels, got {heads} and "
-            f"{channels}; the number of heads cannot be seen in the weights, take the config.json "
-            "that they were published with"
-        )
-    each = heads if isinstance(heads, list) else [heads] * len(channels)
-    if len(each) != len(channels) or any(c % h for c, h in zip(channels, each, strict=True)):
-        raise DataError(
-            f"{path}: num_attention_heads {heads} must divide block_out_channels {channels} level "
-            "by level; take the config.json that the weights were published with"
-        )
-    return {name: value for name, value in config.items() if not name.startswith("_")}
-
-
-def _read_network(folder: Path) -> nn.Module:
-    def read(*args: Any, **kwargs: Any) -> Any:
-        dtype = kwargs.pop("dtype")
-        return _network_class().from_pretrained(*args, torch_dtype=dtype, **kwargs)
-
-    network: nn.Module = load_strictly(read, folder, stem=_STEM)
-    return network.requires_grad_(requires_grad=True)
-
-
-def _copy_part(source: Path, target: Path) -> None:
-    """Copy the files of a frozen encoder: settings and safetensors, nothing that could run."""
-    if not source.is_dir():
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".safetensors"):
-            shutil.copyfile(path, target / path.name)
 
 
 def _model_index(first_stage: FirstStage) -> dict[str, Any]:
@@ -315,6 +229,6 @@ def _model_index(first_stage: FirstStage) -> dict[str, Any]:
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "unet": ["diffusers", _CLASS],
+        "unet": ["diffusers", _KIND.class_name],
         "vae": ["diffusers", vae],
     }

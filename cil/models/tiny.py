@@ -43,12 +43,6 @@ class TinyModel(ModelAdapter):
     family = "tiny"
     parameterization = Parameterization.EDM
 
-    @property
-    def token_width(self) -> int:
-        """Width of the image token."""
-        width: int = self.config.cross_attention_dim
-        return width
-
     def encode_condition(self, frame: Any) -> Tensor:
         """Make the image token, zeros whatever the image (H, W, 3) uint8: (1, D) float32."""
         as_frames(frame[None])

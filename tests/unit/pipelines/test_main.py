@@ -93,7 +93,12 @@ def test_help_of_a_command_has_an_example_and_its_settings(cil, command):
     example = _EXAMPLES.get(command, "cil verify build/demo/run/dataset")
     assert " ".join(example.split()[:4]) in words
     assert f"cil {command}" in words
-    settings = {"sample": "--start-time", "verify": "DATASET", "export": "--weights"}
+    settings = {
+        "sample": "--start-time",
+        "verify": "DATASET",
+        "export": "--weights",
+        "import": "--tokenizer",
+    }
     assert settings.get(command, "--train.learning-rate") in words
 
 

@@ -144,8 +144,8 @@ def noise_mistakes(
         )
     replacement = model.image_token_replacement
     if replacement is None:
-        settings = {item.name: item for item in fields(config_class(model.family))}
-        replacement = settings["image_token_replacement"].default
+        defaults = {item.name: item.default for item in fields(config_class(model.family))}
+        replacement = float(defaults["image_token_replacement"])
     if target in ("tokens", "both") and replacement > 0:
         yield (
             f"time_noise.target {target} and model.image_token_replacement {replacement} both put "

@@ -155,17 +155,19 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     """Turn errors into one message, without secrets, and an exit code."""
     from cil.errors import CilError, ConfigError
     from pipelines.config import redact_uri
+    from pipelines.termination import was_terminated
 
     try:
         return action()
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return _interrupted()
     except SystemExit as error:  # tyro's, after it has explained a mistake or printed its help
         return int(error.code or 0)
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if was_terminated():
+            return _interrupted()
         if isinstance(error, CilError):
             print(f"error: {redact_uri(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, ConfigError) else 1
@@ -175,6 +177,14 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _interrupted() -> int:
+    from pipelines.termination import TERMINATED, was_terminated
+
+    what = "ended by SIGTERM" if was_terminated() else "interrupted"
+    print(f"{what}; run the same command again to go on", file=sys.stderr)
+    return TERMINATED if was_terminated() else 130
 
 
 def _own_options(command: str, rest: list[str]) -> tuple[argparse.Namespace, list[str]]:

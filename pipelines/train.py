@@ -134,7 +134,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
                 validated=bool(data.held_out),
             )
             jobs.drain()
-    except StageError:
+    except BaseException:
         with contextlib.suppress(StageError):  # the failure itself is what the user must see
             tracking.finish_run(config, run_id, failed=True)
         raise
@@ -149,6 +149,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     warnings = _warnings_file(folder, identity)
     if warnings.exists():
         tracking.tag_run(config, run_id, "warnings", warnings.read_text(encoding="utf-8"))
+    tracking.finish_run(config, run_id)
     report = RunReport(
         stage="train",
         reused=False,

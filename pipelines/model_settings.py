@@ -144,7 +144,9 @@ def noise_mistakes(
         )
     replacement = model.image_token_replacement
     if replacement is None:
-        defaults = {item.name: item.default for item in fields(config_class(model.family))}
+        defaults: dict[str, Any] = {
+            item.name: item.default for item in fields(config_class(model.family))
+        }
         replacement = float(defaults["image_token_replacement"])
     if target in ("tokens", "both") and replacement > 0:
         yield (

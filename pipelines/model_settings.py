@@ -144,8 +144,10 @@ def noise_mistakes(
         )
     replacement = model.image_token_replacement
     if replacement is None:
-        defaults = {item.name: item.default for item in fields(config_class(model.family))}
-        replacement = float(str(defaults["image_token_replacement"]))
+        defaults: dict[str, Any] = {
+            item.name: item.default for item in fields(config_class(model.family))
+        }
+        replacement = float(defaults["image_token_replacement"])
     if target in ("tokens", "both") and replacement > 0:
         yield (
             f"time_noise.target {target} and model.image_token_replacement {replacement} both put "

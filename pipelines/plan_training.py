@@ -17,6 +17,7 @@ from cil.models import ImageToVideoModel
 from cil.models.first_stage import latent_layout
 from pipelines.activations import MeasuredNetwork, measure_network
 from pipelines.config import RunConfig, clip_buckets, dataset_of
+from pipelines.dataset import open_training_data
 from pipelines.engine import choose_trainable
 from pipelines.model_folder import new_model
 from pipelines.report import RunReport, Stopwatch
@@ -160,7 +161,7 @@ def _clips(config: RunConfig) -> _Clips:
             buckets=tuple(names),
             latent_channels=channels,
             downsampling=Bucket.parse(first).height // rows,
-            count=sum(manifest.buckets[name]["clips"] for name in names),
+            count=open_training_data(config).num_clips,  # without those that are held out
             fingerprint=manifest.fingerprint,
         )
     names = [bucket.name for bucket in clip_buckets(config.data)]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from pipelines.__main__ import _COMMANDS, _main
+from pipelines.__main__ import _main
+from pipelines.command_texts import COMMANDS
 from pipelines.sample import SampleArguments
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +61,10 @@ def test_cil_commands_parse(arguments, monkeypatch, capsys):
     elif command == "sample":
         assert tyro.cli(SampleArguments, args=rest).model
     else:
-        assert command in {*_COMMANDS, "STAGE"}
+        assert command in {*COMMANDS, "STAGE"}
 
 
-@pytest.mark.parametrize("command", sorted(_COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_each_command_has_help(command, capsys):
     assert _main([command, "--help"]) == 0
     assert f"usage: cil {command}" in capsys.readouterr().out

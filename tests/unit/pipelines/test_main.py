@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from cil.errors import ConfigError, DataError, StageError
-from pipelines.__main__ import _COMMANDS, _EXAMPLES, _main, main
+from pipelines.__main__ import _main, main
+from pipelines.command_texts import COMMANDS, EXAMPLES
 from pipelines.config import load_config, validate_config
 from pipelines.report import RunReport
 
@@ -79,18 +80,18 @@ def test_what_needs_no_command_imports_nothing_heavy(arguments):
 def test_help_names_every_command_and_an_example(cil):
     code, out, err = cil("--help")
     assert (code, err) == (0, "")
-    for command, text in _COMMANDS.items():
+    for command, text in COMMANDS.items():
         assert f"  {command:<10}{text}" in out
     assert "cil run --config configs/demo.yaml" in out
     assert cil("help") == cil("-h") == (code, out, err)
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_an_example_and_its_settings(cil, command):
     code, out, err = cil(command, "--help")
     assert (code, err) == (0, "")
     words = " ".join(out.split())
-    example = _EXAMPLES.get(command, "cil verify build/demo/run/dataset")
+    example = EXAMPLES.get(command, "cil verify build/demo/run/dataset")
     assert " ".join(example.split()[:4]) in words
     assert f"cil {command}" in words
     settings = {

@@ -78,13 +78,14 @@ def draw_clips(
         conditioning=first * model.conditioning_scale,
         frame=first * scale,
         tokens=model.image_tokens(image_embeds.to(device, non_blocking=True)),
-        clips=clip_conditions(config, records, text_embeds, device=device),
+        clips=clip_conditions(config, model, records, text_embeds, device=device),
         sample_ids=sample_ids,
     )
 
 
 def clip_conditions(
     config: RunConfig,
+    model: ImageToVideoModel,
     records: Sequence[ClipRecord],
     text_embeds: Tensor | None,
     *,
@@ -92,6 +93,8 @@ def clip_conditions(
 ) -> ClipConditions:
     """Gather what the records say; `model.motion_bucket_id` replaces the clips' own motion."""
     motion = config.model.motion_bucket_id
+    if motion is None and not model.told_motion_of_clips:
+        motion = float(model.config.motion_bucket_id)
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)

@@ -79,6 +79,7 @@ class ModelAdapter(ABC):
     """A network, its first stage and its settings. Implements ``ImageToVideoModel``."""
 
     family: ClassVar[str]
+    told_motion_of_clips: bool = True
     parameterization: Parameterization
 
     def __init__(

@@ -247,6 +247,11 @@ class ImageToVideoModel(Protocol):
         ...
 
     @property
+    def told_motion_of_clips(self) -> bool:
+        """Whether training tells the network each clip's own motion, or the same for all."""
+        ...
+
+    @property
     def token_width(self) -> int:
         """D of the image tokens that a data set must hold for it."""
         ...

@@ -42,6 +42,7 @@ class TinyModel(ModelAdapter):
 
     family = "tiny"
     parameterization = Parameterization.EDM
+    told_motion_of_clips = False
 
     def encode_condition(self, frame: Any) -> Tensor:
         """Make the image token, zeros whatever the image (H, W, 3) uint8: (1, D) float32."""

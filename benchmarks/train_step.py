@@ -72,6 +72,7 @@ def adamw(network: torch.nn.Module, train: Any) -> torch.optim.Optimizer:
 def bare_loss(model: Any, network: Any, batch: Any) -> torch.Tensor:
     """EDM's loss by hand, with a clean condition."""
     from cil.losses import NetworkInputs
+    from cil.models import ClipConditions
     from cil.parameterization import input_scale, training_target
 
     clean = batch.mean + batch.std * torch.randn_like(batch.mean)
@@ -84,8 +85,11 @@ def bare_loss(model: Any, network: Any, batch: Any) -> torch.Tensor:
     target = training_target(clean, noise, model.parameterization, alpha=alpha, sigma=sigma)
     condition = batch.mean[:, :1].expand_as(clean) * model.conditioning_scale
     call = model.network_call(
-        fps=torch.tensor([record.fps for record in batch.records]),
-        motion_bucket_id=torch.full((len(batch),), 127.0),
+        ClipConditions(
+            fps=torch.tensor([record.fps for record in batch.records]),
+            motion_bucket_id=torch.full((len(batch),), 127.0),
+            frame_stride=torch.ones(len(batch)),
+        ),
         network=network,
     )
     inputs = NetworkInputs(

@@ -2,9 +2,10 @@
 
     frames = generate(model, image, seed=0, start_time=0.94, analytic_init=statistics)
 
-Sampling really starts at time M, which the model's schedule turns into sigma_M: the sigmas are
-made anew from there down, and the first latents are drawn for that sigma, from the Analytic-Init
-Gaussian or from N(0, sigma_M^2 I).
+Sampling really starts at time M, which the model's schedule turns into a noise level: the levels
+are made anew from there down, and the first latents are drawn for that level, from the
+Analytic-Init Gaussian or from N(0, sigma_M^2 I). EDM models are sampled by Euler's method on
+Karras' sigmas, VP models by DDIM.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from cil.analytic_init import AnalyticInit
-from cil.errors import DataError
-from cil.models.base import ImageToVideoModel
+from cil.errors import ConfigError, DataError
+from cil.models.base import Guidance, ImageToVideoModel
+from cil.noise_schedule import EDMSchedule, VPSchedule
+from cil.parameterization import Denoiser
 from cil.rng import Stream, normal
-from cil.sampling import euler, karras_sigmas
+from cil.sampling import StepCallback, ddim, ddim_timesteps, euler, karras_sigmas
 
 __all__ = ["fit_image", "generate"]
 
@@ -69,6 +72,8 @@ def generate(
     start_time: float = 1.0,
     analytic_init: AnalyticInit | None = None,
     num_steps: int = 20,
+    guidance: Guidance | None = None,
+    prompt: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Sample videos that start from an image, which the network sees without noise.
@@ -82,7 +87,9 @@ def generate(
         num_videos: B, videos to sample.
         start_time: M in (0, 1].
         analytic_init: statistics of the training latents, scaled; None starts from N(0, sigma^2 I).
-        num_steps: Euler steps, >= 1.
+        num_steps: steps of the sampler, >= 1.
+        guidance: classifier-free guidance; None takes what the model's family has.
+        prompt: caption, for families that are told one; None is the empty caption.
         progress: called after each step with the number of steps done.
 
     Returns:
@@ -93,8 +100,7 @@ def generate(
         DataError: the image or the statistics do not fit the model.
     """
     height, width = model.config.height, model.config.width
-    sigma = model.schedule.start_level(start_time)
-    sigmas = karras_sigmas(num_steps, sigma, model.schedule.sigma_min)
+    level = model.schedule.start_level(start_time)
     noise = normal(
         model.latents_shape,
         seed=seed,
@@ -102,25 +108,64 @@ def generate(
         stream=Stream.INIT_NOISE,
         step=0,
     )
-    if analytic_init is None:
-        latents = sigma * noise
-    else:
-        if tuple(analytic_init.mean.shape) != model.latents_shape:
-            raise DataError(
-                f"the Analytic-Init statistics are for latents {tuple(analytic_init.mean.shape)}, "
-                f"the model has {model.latents_shape}; estimate them on the model's own data set"
-            )
-        latents = analytic_init.draw(noise, alpha=1.0, sigma=sigma)
+    latents = _first_latents(model, noise, level, analytic_init)
     device = next(model.network.parameters()).device
-    condition = model.clean_condition(fit_image(image, height, width), num_clips=num_videos)
+    picture = fit_image(image, height, width)
+    condition = model.clean_condition(picture, num_clips=num_videos, prompt=prompt)
     condition = condition.to(device)
-    latents = latents.to(device)
     model.network.eval()
-    latents = euler(
-        lambda noisy, level: model.denoise(noisy, level, condition),
-        latents,
-        sigmas,
+    latents = _sampled(
+        model,
+        lambda noisy, at: model.denoise(
+            noisy, at, condition, guidance=model.guidance if guidance is None else guidance
+        ),
+        latents.to(device),
+        level=level,
+        num_steps=num_steps,
         callback=lambda step, *_: progress(step + 1) if progress else None,
     )
     unscaled = latents.cpu() / model.first_stage.scaling_factor
     return torch.stack([model.first_stage.decode(video) for video in unscaled])
+
+
+def _first_latents(
+    model: ImageToVideoModel, noise: Tensor, level: float, statistics: AnalyticInit | None
+) -> Tensor:
+    """Turn standard normal noise into noisy latents at the start level.
+
+    Statistics are of latents before the dynamic rescale, which multiplies those of the model.
+    """
+    if statistics is not None and tuple(statistics.mean.shape) != model.latents_shape:
+        raise DataError(
+            f"the Analytic-Init statistics are for latents {tuple(statistics.mean.shape)}, "
+            f"the model has {model.latents_shape}; estimate them on the model's own data set"
+        )
+    start = torch.tensor([level], dtype=torch.float64)
+    alpha, sigma = (float(value) for value in model.schedule.scales(start))
+    if statistics is None:
+        return sigma * noise
+    scale = float(model.schedule.clean_scale(start))
+    return statistics.draw(noise, alpha=alpha * scale, sigma=sigma)
+
+
+def _sampled(
+    model: ImageToVideoModel,
+    denoiser: Denoiser,
+    latents: Tensor,
+    *,
+    level: float,
+    num_steps: int,
+    callback: StepCallback,
+) -> Tensor:
+    """Run the sampler of the model's schedule from a start level down."""
+    schedule = model.schedule
+    if isinstance(schedule, EDMSchedule):
+        sigmas = karras_sigmas(num_steps, level, schedule.sigma_min)
+        return euler(denoiser, latents, sigmas, callback=callback)
+    if isinstance(schedule, VPSchedule):
+        start = int(level) + 1
+        timesteps = ddim_timesteps(
+            min(num_steps, start), start, num_train_timesteps=schedule.num_train_timesteps
+        )
+        return ddim(denoiser, latents, timesteps, schedule=schedule, callback=callback)
+    raise ConfigError(f"there is no sampler here for {type(schedule).__name__}; use EDM or VP")

@@ -100,7 +100,9 @@ class LatentMoments:
             return self
         if not _is_finite(values):
             raise DataError("latents must be finite, got NaN or Inf; find and drop the broken clip")
-        mean = values[0].clone()  # clip by clip: torch is slow at reducing the first dimension
+        # Clip by clip: torch is slow at reducing the first dimension. A first stage's latents may
+        # lie in memory with their channels last; files hold them in order.
+        mean = values[0].clone(memory_format=torch.contiguous_format)
         for clip in values[1:]:
             mean.add_(clip)
         mean.div_(values.shape[0])

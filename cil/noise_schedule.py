@@ -16,13 +16,13 @@ results have the dtype of the argument, float32 for timesteps.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from cil.errors import ConfigError
+from cil.vp_tables import BetaSchedule, alphas_cumprod, clean_scales
 
 __all__ = ["EDMSchedule", "FlowSchedule", "NoiseSchedule", "TimeMap", "VPSchedule", "require"]
 
@@ -216,8 +216,7 @@ class EDMSchedule:
 class VPSchedule:
     """VP: noisy = sqrt(alphas_cumprod) * clean + sqrt(1 - alphas_cumprod) * noise.
 
-    The betas are linear in their square roots (Stable Diffusion). Timesteps are 0 to
-    num_train_timesteps - 1, equally likely in training.
+    Timesteps are 0 to num_train_timesteps - 1, equally likely in training.
 
     Source: Ho et al. 2020, arXiv 2006.11239; zero terminal SNR: Lin et al. 2023, algorithm 1,
         arXiv 2305.08891; dynamic rescale: released DynamiCrafter code.
@@ -227,6 +226,9 @@ class VPSchedule:
     """First beta, in (0, 1)."""
     beta_end: float = 0.012
     """Last beta, in [beta_start, 1)."""
+    beta_schedule: BetaSchedule = "scaled_linear"
+    """``scaled_linear``: betas linear in their square roots (Stable Diffusion);
+    ``squaredcos_cap_v2``: the cosine schedule, which has no use for the two betas (I2VGen-XL)."""
     num_train_timesteps: int = 1000
     """Number of timesteps, >= 2."""
     zero_terminal_snr: bool = False
@@ -242,6 +244,9 @@ class VPSchedule:
         ok = 0 < self.beta_start <= self.beta_end < 1
         got = (self.beta_start, self.beta_end)
         require(ok, "beta_start, beta_end", "increasing in (0, 1)", got, advice)
+        known = get_args(BetaSchedule)
+        chosen = self.beta_schedule
+        require(chosen in known, "beta_schedule", f"one of {known}", chosen, advice)
         count = self.num_train_timesteps
         require(count >= 2, "num_train_timesteps", ">= 2", count, advice)
         require(_positive(self.base_scale), "base_scale", "> 0", self.base_scale, "1 is off")
@@ -251,14 +256,18 @@ class VPSchedule:
     @property
     def alphas_cumprod(self) -> Tensor:
         """Product of (1 - beta) up to each timestep, (num_train_timesteps,) float64."""
-        return _alphas_cumprod(
-            self.beta_start, self.beta_end, self.num_train_timesteps, self.zero_terminal_snr
+        return alphas_cumprod(
+            self.beta_schedule,
+            self.beta_start,
+            self.beta_end,
+            self.num_train_timesteps,
+            self.zero_terminal_snr,
         )
 
     @property
     def clean_scales(self) -> Tensor:
         """Dynamic rescale of each timestep, (num_train_timesteps,) float64."""
-        return _clean_scales(self.base_scale, self.rescale_steps, self.num_train_timesteps)
+        return clean_scales(self.base_scale, self.rescale_steps, self.num_train_timesteps)
 
     def _at(self, table: Tensor, timesteps: Tensor) -> Tensor:
         dtype = timesteps.dtype if timesteps.is_floating_point() else torch.float32
@@ -409,20 +418,3 @@ class FlowSchedule:
     def check_level(self, level: float) -> None:
         """Raise ConfigError unless 0 < level <= 1."""
         require(0.0 < level <= 1.0, "the start level", "a t in (0, 1]", level, "0.94 is usual")
-
-
-@lru_cache(maxsize=16)
-def _alphas_cumprod(beta_start: float, beta_end: float, count: int, zero_snr: bool) -> Tensor:
-    roots = torch.linspace(beta_start**0.5, beta_end**0.5, count, dtype=torch.float64)
-    table = torch.cumprod(1.0 - roots.square(), dim=0)
-    if zero_snr:
-        root = table.sqrt()
-        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-        table = root.square()
-    return table
-
-
-@lru_cache(maxsize=16)
-def _clean_scales(base_scale: float, rescale_steps: int, count: int) -> Tensor:
-    ramp = torch.linspace(1.0, base_scale, rescale_steps, dtype=torch.float64)
-    return torch.cat((ramp, ramp.new_full((count,), base_scale)))[:count]

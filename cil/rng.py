@@ -73,6 +73,8 @@ class Stream(IntEnum):
     """Noise of the conditioning image's pixels, (C, H, W)."""
     BATCH_ORDER = 15
     """Order of the batches of an epoch, which tells when each bucket has its turn."""
+    NETWORK_DROPOUT = 16
+    """Seed of the generator that dropout inside of the network draws from."""
 
 
 def philox4x32(

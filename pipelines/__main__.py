@@ -13,86 +13,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipelines.command_texts import COMMANDS, EXAMPLES, HELP
+
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
     from pipelines.report import RunReport
 
 __all__ = ["main"]
-
-_COMMANDS = {
-    "run": "all stages: encode, train, estimate, register, sample",
-    "encode": "videos to latent shards (Ray Data)",
-    "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
-    "validate": "measure a checkpoint on held-out clips again, by hand",
-    "estimate": "Analytic-Init statistics of the shards (Ray Data)",
-    "register": "log and register the model (MLflow)",
-    "sample": "videos from a registered model or a model folder",
-    "export": "a checkpoint of a training to a model folder",
-    "plan": "what encoding would keep, drop and take, or training need, without doing it",
-    "verify": "check every byte of a data set against its manifest",
-    "doctor": "check this environment and say what to do",
-}
-
-_HELP = """\
-cil: image-to-video models that move, from raw video to a registered model
-
-usage: cil COMMAND [--config FILE] [--section.field VALUE ...]
-
-commands:
-{commands}
-
-options of every stage:
-  --config FILE         YAML file with settings; see configs/
-  --section.field VALUE override one setting, for example --train.num-steps 50
-  --dry-run             print the resolved configuration and stop
-  --json                print one JSON object as the last line of stdout
-  --debug               show tracebacks and the logs of workers
-  --help                all settings of a command with their defaults
-
-examples:
-  cil run --config configs/demo.yaml
-  cil encode --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips
-  cil plan --config configs/demo.yaml --data.videos s3://bucket/clips
-  cil plan --config configs/demo.yaml --stage train --gpu-memory-gib 24
-  cil verify build/demo/run/dataset
-  cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
-  cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
-  cil export --output.dir build/demo/run --out build/exported
-  cil doctor
-
-A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
-"""
-
-_EXAMPLES = {
-    "run": "cil run --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips",
-    "encode": (
-        "cil encode --config configs/demo.yaml --data.videos ~/clips --max-bad-fraction 0.1. "
-        "Also: --max-bad-fraction X, short for --encode.max-bad-fraction"
-    ),
-    "plan": (
-        "cil plan --config configs/demo.yaml --data.videos clips.csv --probe 100. "
-        "Also: --probe N, the number of videos to look at; --stage train, for memory, steps and "
-        "checkpoints of training, and --gpu-memory-gib X, the memory of a device"
-    ),
-    "train": (
-        "cil train --config configs/demo.yaml --train.num-steps 50. Also: --replay FILE, to look "
-        "at the clips of a step that was not finite"
-    ),
-    "validate": (
-        "cil validate --output.dir build/demo/run. Also: --checkpoint FOLDER, one with "
-        "ema.safetensors; unset takes train/best, else the last one. Without --config the settings "
-        "are those that OUTPUT/train/config.yaml says"
-    ),
-    "estimate": "cil estimate --config configs/demo.yaml",
-    "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
-    "sample": (
-        "cil sample --model build/demo/run/register/model --image photo.png --seed 3. "
-        "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
-        "from N(0, sigma^2 I); unset takes the model's own"
-    ),
-    "export": "cil export --output.dir build/demo/run --out build/exported",
-    "doctor": "cil doctor --config configs/demo.yaml",
-}
 
 _LONG_FORMS = {"--max-bad-fraction": "--encode.max-bad-fraction"}
 
@@ -104,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        names = "\n".join(f"  {name:<10}{text}" for name, text in _COMMANDS.items())
-        print(_HELP.format(commands=names), end="")
+        names = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+        print(HELP.format(commands=names), end="")
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
         from importlib.metadata import version
@@ -113,9 +40,9 @@ def _main(arguments: list[str]) -> int:
         print(f"cil {version('conditional-image-leakage')}")
         return 0
     command, rest = arguments[0], arguments[1:]
-    if command not in _COMMANDS:
-        close = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_COMMANDS)}"
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
         print(f"error: there is no command {command!r}; {hint}", file=sys.stderr)
         return 2
     common, rest = _common_options(rest)
@@ -145,17 +72,19 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     """Turn errors into one message, without secrets, and an exit code."""
     from cil.errors import CilError, ConfigError
     from pipelines.config import redact_uri
+    from pipelines.termination import was_terminated
 
     try:
         return action()
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return _interrupted()
     except SystemExit as error:  # tyro's, after it has explained a mistake or printed its help
         return int(error.code or 0)
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if was_terminated():
+            return _interrupted()
         if isinstance(error, CilError):
             print(f"error: {redact_uri(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, ConfigError) else 1
@@ -165,6 +94,14 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _interrupted() -> int:
+    from pipelines.termination import TERMINATED, was_terminated
+
+    what = "ended by SIGTERM" if was_terminated() else "interrupted"
+    print(f"{what}; run the same command again to go on", file=sys.stderr)
+    return TERMINATED if was_terminated() else 130
 
 
 def _own_options(command: str, rest: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -181,7 +118,13 @@ def _own_options(command: str, rest: list[str]) -> tuple[argparse.Namespace, lis
 
 
 def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
-    without_config = {"sample": _sample, "verify": _verify, "export": _export}
+    without_config = {
+        "sample": _sample,
+        "verify": _verify,
+        "export": _export,
+        "import": _import,
+        "sweep": _sweep,
+    }
     if command in without_config:
         return without_config[command](common, rest)
     own, rest = _own_options(command, rest)
@@ -276,7 +219,7 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="cil verify",
-        description=f"{_COMMANDS['verify']}. Exit code 1 if anything is wrong.",
+        description=f"{COMMANDS['verify']}. Exit code 1 if anything is wrong.",
         epilog="examples: cil verify build/demo/run/dataset; cil verify s3://bucket/clips --json",
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder or URL of the data set")
@@ -294,6 +237,36 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
     return int(bool(faults))
 
 
+def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
+    from cil.errors import ConfigError
+    from pipelines.config import RunConfig
+    from pipelines.sweep import command
+
+    if {"-h", "--help"} & set(rest):
+        _overridden("sweep", RunConfig(), ["--help"])
+    if common.config or not rest or rest[0].startswith("-"):
+        raise ConfigError("give the sweep file first, without --config: cil sweep FILE [options]")
+    options, settings = command.parse_options(rest[1:])
+    sweep = command.prepare(rest[0], options, lambda base: _overridden("sweep", base, settings))
+    if common.dry_run:
+        _print_json([command.show_sweep(sweep, options)], common)
+        return 0
+    report = command.run_sweep(sweep, options, debug=common.debug)
+    _finish([report], common)
+    return int(report.metrics["failed"] > 0)
+
+
+def _import(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.import_checkpoint import run_command
+
+    if common.config or common.dry_run:
+        from cil.errors import ConfigError
+
+        raise ConfigError("cil import takes no --config and no --dry-run; see cil import --help")
+    _finish([run_command(rest, description=COMMANDS["import"])], common)
+    return 0
+
+
 def _export(common: argparse.Namespace, rest: list[str]) -> int:
     from pipelines.export import run_command
 
@@ -301,7 +274,7 @@ def _export(common: argparse.Namespace, rest: list[str]) -> int:
         from cil.errors import ConfigError
 
         raise ConfigError("cil export takes no --config and no --dry-run; see cil export --help")
-    report = run_command(rest, description=_COMMANDS["export"])
+    report = run_command(rest, description=COMMANDS["export"])
     show = _print_json if "checkpoints" in report.outputs else _finish  # a list was shown already
     show([report], common)
     return 0
@@ -309,15 +282,21 @@ def _export(common: argparse.Namespace, rest: list[str]) -> int:
 
 def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunConfig":
     """File, then overrides, then everything validated together."""
+    from pipelines.config import load_config
+    from pipelines.pretrained_parts import with_pretrained_parts
+
+    return with_pretrained_parts(_overridden(command, load_config(common.config), rest))
+
+
+def _overridden(command: str, config: "RunConfig", rest: list[str]) -> "RunConfig":
+    if not rest:
+        return config
     from dataclasses import asdict
 
     import tyro
 
-    from pipelines.config import RunConfig, load_config, validate_config
+    from pipelines.config import RunConfig, validate_config
 
-    config = load_config(common.config)
-    if not rest:
-        return config
     overridden = tyro.cli(
         RunConfig,
         default=config,
@@ -330,7 +309,7 @@ def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunC
 
 def _description(command: str) -> str:
     common = "" if command == "sample" else " Also: --config FILE, --dry-run, --json, --debug."
-    return f"{_COMMANDS[command]}. Example: {_EXAMPLES[command]}.{common}"
+    return f"{COMMANDS[command]}. Example: {EXAMPLES[command]}.{common}"
 
 
 def _finish(reports: "list[RunReport]", common: argparse.Namespace) -> None:

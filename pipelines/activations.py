@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from cil.losses import NetworkInputs
-from cil.models import ImageToVideoModel
+from cil.models import ClipConditions, ImageToVideoModel
 from pipelines.settings import TrainConfig
 from pipelines.train_memory import NetworkSize
 
@@ -97,11 +97,17 @@ def _size(config: TrainConfig, network: nn.Module) -> NetworkSize:
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the parameters; ``network.to`` cannot exchange fake ones."""
+    """Convert the parameters, and give those without weights a place as if on the CPU.
+
+    ``network.to`` cannot exchange fake ones.
+    """
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            cast = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
-            setattr(module, name, cast)
+            empty = torch.empty_like(parameter, dtype=dtype, device="cpu")
+            setattr(module, name, nn.Parameter(empty, parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.device.type == "meta":
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
 
 
 def _peak(model: ImageToVideoModel, clips: int) -> int:
@@ -109,9 +115,9 @@ def _peak(model: ImageToVideoModel, clips: int) -> int:
     frames, channels, rows, columns = model.latents_shape
     latents = torch.zeros(clips, frames, channels, rows, columns)
     ones = torch.ones(clips)
-    image = torch.zeros(model.config.height, model.config.width, 3, dtype=torch.uint8)
-    tokens = model.encode_condition(image)
-    call = model.network_call(fps=ones, motion_bucket_id=ones)
+    text = None if model.text_shape is None else torch.zeros(clips, *model.text_shape)
+    told = ClipConditions(fps=ones, motion_bucket_id=ones, frame_stride=ones, text_embeds=text)
+    call = model.network_call(told)
     for parameter in network.parameters():
         if parameter.requires_grad:  # gradients are counted elsewhere: let each go at once
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
@@ -122,7 +128,7 @@ def _peak(model: ImageToVideoModel, clips: int) -> int:
                 noisy=latents,
                 time=ones,
                 conditioning_latents=latents.clone(),
-                tokens=tokens.expand(clips, *tokens.shape),
+                tokens=torch.zeros(clips, *model.token_shape),
                 sigma_cond=ones,
                 keep=ones,
             )

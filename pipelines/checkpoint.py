@@ -6,6 +6,7 @@ commits; a checkpoint that Ray has not committed does not exist. Inside:
     state/              DeepSpeed's shards of weights and optimiser, for it alone to read
     ema.safetensors     the whole average of what is trained, names to float32
     train_state.json    steps, clips seen, and what must agree on resume
+    sha256/             hashes of all these files, by the rank that wrote them
 
 Version 1 had the average as each rank's shard, ``ema_rank0.safetensors``, and the whole one in the
 last step's checkpoint only.
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from cil.errors import DataError
+from pipelines.checkpoint_sums import check_sums, write_sums
 from pipelines.storage import write_json
 from pipelines.train_state import STATE_FILE, TrainState, read_state
 from pipelines.weight_average import ShardedEma
@@ -68,6 +70,7 @@ def save_checkpoint(
             save_file(whole, folder / EMA_FILE)
         except SafetensorError as error:  # its kind of OSError
             raise OSError(f"{EMA_FILE}: {error}") from error
+    write_sums(folder, rank)
 
 
 @contextmanager
@@ -142,6 +145,7 @@ def load_checkpoint(
     with damage_named(folder):
         state = read_state(folder)
     expected.require_same_run(state)
+    check_sums(folder, part=rank, num_parts=expected.world_size)
     with damage_named(folder):
         average = _open_average(folder, engine, ema, state, rank)
         resized = state.world_size != expected.world_size and not ema.replicated

@@ -22,6 +22,7 @@ from annotated_types import Ge, Lt
 from cil.errors import ConfigError
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
+from pipelines.model_settings import ModelConfig, model_mistakes, noise_mistakes
 from pipelines.read_config import ReadConfig
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.config import SelectionConfig, contradictions
@@ -32,7 +33,6 @@ from pipelines.settings import (
     DataConfig,
     EncodeConfig,
     FirstStageConfig,
-    ModelConfig,
     OutputConfig,
     SampleConfig,
     TrackingConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "dataset_of",
     "environment",
     "load_config",
+    "read_mapping",
     "redact_uri",
     "validate_config",
 ]
@@ -99,13 +100,14 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
     Not in ``__post_init__``: parsing the command line would stop there, before the ranges of all
     other settings are looked at.
     """
-    data, stage, model = config.data, config.first_stage, config.model
+    data, stage = config.data, config.first_stage
     try:
         buckets = clip_buckets(data)
     except ConfigError as error:
         yield f"data.buckets: {error}"
         buckets = ()
-    for bucket in buckets if stage.path is None else ():
+    own_codec = stage.path is None and config.model.pretrained is None
+    for bucket in buckets if own_codec else ():
         for name, size in (("height", bucket.height), ("width", bucket.width)):
             if size % stage.patch_size:
                 where = (
@@ -124,13 +126,8 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
             f"first_stage.latent_channels must be < 3 * patch_size^2 = {3 * stage.patch_size**2}, "
             f"got {stage.latent_channels}"
         )
-    if len(model.num_attention_heads) != len(model.block_out_channels):
-        yield (
-            "model.num_attention_heads must have one number per level of model.block_out_channels, "
-            f"got {len(model.num_attention_heads)} and {len(model.block_out_channels)}"
-        )
-    if model.sigma_max <= model.sigma_min:
-        yield f"model.sigma_max must be > sigma_min = {model.sigma_min}, got {model.sigma_max}"
+    yield from model_mistakes(config.model)
+    yield from noise_mistakes(config.model, config.time_noise, config.train.condition_dropout)
     yield from _train_checks(config.train)
     yield from _validate_checks(config)
 
@@ -207,8 +204,15 @@ def load_config(path: str | Path | None) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read, or holds mistakes; all of them are in the message.
     """
-    if path is None:
-        return RunConfig()
+    return RunConfig() if path is None else validate_config(read_mapping(path), source=str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, without looking at what it says.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
     import yaml
 
     try:
@@ -223,7 +227,7 @@ def load_config(path: str | Path | None) -> RunConfig:
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
-    return validate_config(raw, source=str(path))
+    return raw
 
 
 def _load_yaml(text: str) -> Any:

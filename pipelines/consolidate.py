@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cil.errors import DataError
 from pipelines.checkpoint import EMA_FILE
+from pipelines.checkpoint_sums import check_sums
 from pipelines.progress import stage_progress
 
 __all__ = ["averaged_weights", "live_weights"]
@@ -55,6 +56,7 @@ def averaged_weights(checkpoint: Path) -> dict[str, Tensor]:
             "the last step has the whole average. Give another --checkpoint (--list says what each "
             "holds), or take --weights live"
         )
+    check_sums(checkpoint, name=EMA_FILE)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = list(file.keys())
@@ -88,6 +90,7 @@ def live_weights(checkpoint: Path, names: Collection[str], *, zero_stage: int) -
         raise DataError(f"{checkpoint} has no state of DeepSpeed; give another --checkpoint")
     for file in files:
         _refuse_foreign_calls(file)
+    check_sums(checkpoint)
     try:
         if zero_stage == 0:
             return _without_zero(folder / _WITHOUT_ZERO, names)

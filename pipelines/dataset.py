@@ -106,7 +106,8 @@ def located(config: RunConfig) -> RunConfig:
         image_encoder=_absolute(config.condition.image_encoder),
         text_encoder=_absolute(config.condition.text_encoder),
     )
-    return replace(config, output=output, read=read, condition=condition)
+    model = replace(config.model, pretrained=_absolute(config.model.pretrained))
+    return replace(config, output=output, read=read, condition=condition, model=model)
 
 
 def _absolute(path: str | None) -> str | None:

@@ -28,6 +28,8 @@ from pipelines.dataset_identity import (
     settings_identity,
 )
 from pipelines.first_stage import NoClipsError, ensure_first_stage
+from pipelines.model_settings import token_width
+from pipelines.null_condition import ensure_null_condition
 from pipelines.planning import extend_plan
 from pipelines.progress import console, stage_progress
 from pipelines.ray_map import map_rows
@@ -108,6 +110,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         complete = _complete_manifest(config, store, source)
         if complete is not None:
             refuse_bad_source(config, store, source)
+            ensure_null_condition(config, store)
             return _report(store, config, complete, source, watch, reused=True)
     store.remove_temporaries()
     store.write("config.yaml", config_to_yaml(config).encode())
@@ -118,6 +121,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     save_refusals(store, source.refused, source.selection)
     refuse_bad_source(config, store, source)
     first_stage = ensure_first_stage(config, store, source, settings)
+    ensure_null_condition(config, store)
     plan = _make_plan(config, store, source, settings, first_stage)
     _encode_missing(config, store, plan, source)
     store.remove_temporaries()  # of workers that died and were replaced
@@ -172,7 +176,7 @@ def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: Source
         clip_hash=clip_hash(plan.identity),
         fps=config.data.fps,
         seed=config.seed,
-        token_width=config.model.cross_attention_dim,
+        token_width=token_width(config.model),
         decode=config.decode,
         encode=encode,
         condition=located(config).condition,

@@ -10,7 +10,9 @@ from torch import Tensor
 from cil.models import FirstStage, load_first_stage
 from cil.models.condition_encoders import ImageEncoder, TextEncoder
 from cil.models.first_stage import FirstStageOptions, takes_no_options
+from cil.models.null_condition import NullCondition
 from pipelines.config import RunConfig
+from pipelines.model_settings import token_width
 from pipelines.settings import ConditionConfig, EncodeConfig
 
 __all__ = ["ConditionEncoders", "compute_device", "condition_identity", "first_stage_for_encoding"]
@@ -44,7 +46,7 @@ def condition_identity(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: an encoder cannot be read.
     """
-    encoders = ConditionEncoders(config.condition, config.encode, config.model.cross_attention_dim)
+    encoders = ConditionEncoders(config.condition, config.encode, token_width(config.model))
     return encoders.identity()
 
 
@@ -66,8 +68,9 @@ class ConditionEncoders:
         if config.image_encoder is not None:
             self._image = ImageEncoder.from_folder(
                 Path(config.image_encoder),
-                tokens=config.image_tokens,
-                layer=config.image_layer,
+                tokens=config.image_tokens or "pooled",
+                layer=config.image_layer or "last",
+                crop=config.image_crop or "none",
                 device=device,
                 dtype=dtype,
             )
@@ -75,7 +78,7 @@ class ConditionEncoders:
             self._text = TextEncoder.from_folder(
                 Path(config.text_encoder),
                 max_length=config.text_length,
-                layer=config.text_layer,
+                layer=config.text_layer or "last",
                 device=device,
                 dtype=dtype,
             )
@@ -99,3 +102,10 @@ class ConditionEncoders:
         if self._text is None:
             return {"image_embeds": image}
         return {"image_embeds": image, "text_embeds": self._text.encode(caption).tokens}
+
+    def null_condition(self) -> NullCondition | None:
+        """Encode the empty caption and a grey image; None without a text encoder."""
+        if self._text is None:
+            return None
+        image = self._image.encode_grey() if self._image else torch.zeros(1, self._width)
+        return NullCondition(text_embeds=self._text.encode(None).tokens, image_embeds=image)

@@ -70,6 +70,7 @@ def start_engine(config: TrainConfig, model: ImageToVideoModel) -> Any:
     import deepspeed
 
     choose_trainable(config, model)
+    model.network.train()  # a model that was read is in evaluation mode, without dropout
     if config.gradient_checkpointing:
         model.network.enable_gradient_checkpointing()  # type: ignore[operator]
     # Without a GPU, DeepSpeed would compile a shared-memory all-reduce on first use: that takes a

@@ -6,11 +6,15 @@ Run: `cil export --output.dir build/demo/run --out build/exported`.
 """
 
 import argparse
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from cil.errors import ConfigError, DataError
+from cil.models import ImageToVideoModel
 from pipelines.committed import RAY_FOLDER, CommittedCheckpoint, committed_checkpoints, run_name
 from pipelines.config import RunConfig, load_config
 from pipelines.consolidate import averaged_weights, live_weights
@@ -19,7 +23,7 @@ from pipelines.engine import choose_trainable
 from pipelines.model_folder import build_model, write_model
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
-from pipelines.storage import check_writable, hash_of_folder
+from pipelines.storage import check_writable, hash_of_folder, sha256_of_file, temporary_beside
 from pipelines.train import TRAIN_FOLDER, train_identity
 
 __all__ = ["export_checkpoint", "list_checkpoints", "run_command"]
@@ -29,6 +33,7 @@ examples:
   cil export --output.dir build/demo/run --list
   cil export --output.dir build/demo/run --out build/exported
   cil export --output.dir build/demo/run --checkpoint NAME --out build/exported --json
+  cil export --output.dir build/run --layout original --out build/model.safetensors
 
 --weights live reads DeepSpeed's own files, which are pickles (torch.load without weights_only), and
 a pickle can run code. Files that name anything but tensors and a few classes of DeepSpeed are
@@ -83,6 +88,13 @@ def run_command(words: Sequence[str], *, description: str) -> RunReport:
         "pickles, see below",
     )
     parser.add_argument(
+        "--layout",
+        choices=["folder", "original"],
+        default="folder",
+        help="a model folder (default); or one .safetensors or .ckpt file with the names of the "
+        "published checkpoint, for dynamicrafter and videocrafter1",
+    )
+    parser.add_argument(
         "--list", action="store_true", help="show the committed checkpoints and stop"
     )
     given = parser.parse_args(list(words))
@@ -95,6 +107,7 @@ def run_command(words: Sequence[str], *, description: str) -> RunReport:
         given.out,
         checkpoint=given.checkpoint,
         live=given.weights == "live",
+        original=given.layout == "original",
         dataset=given.dataset,
     )
 
@@ -144,15 +157,17 @@ def export_checkpoint(
     *,
     checkpoint: str | None = None,
     live: bool = False,
+    original: bool = False,
     dataset: str | None = None,
 ) -> RunReport:
-    """Write a model folder from a checkpoint, whole or not at all.
+    """Write a model folder, or the published file, from a checkpoint, whole or not at all.
 
     Args:
         run: folder of the run.
-        out: a new folder, or an empty one.
+        out: a new folder, or an empty one; a new file with ``original``.
         checkpoint: name or folder of a committed checkpoint; None takes the last one.
         live: take the weights themselves, from DeepSpeed's pickles, not their average.
+        original: write one file with the names of the published checkpoint.
         dataset: where the run's data set is, if it has moved.
 
     Raises:
@@ -160,7 +175,7 @@ def export_checkpoint(
         DataError: no such run or checkpoint, or a damaged one.
     """
     watch = Stopwatch()
-    _check_empty(out)
+    _check_file(out) if original else _check_empty(out)
     config, data, identity, found = _opened(run, dataset)
     chosen = _choose(found, checkpoint, run)
     if chosen.config_hash != identity:
@@ -183,7 +198,11 @@ def export_checkpoint(
     size = sum(value.nbytes for value in model.network.state_dict().values())
     console.print(f"export: writing {size / 2**20:.1f} MiB to {out}", markup=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_model(model, out, weights)
+    if original:
+        _write_original(model, out, weights)
+    else:
+        write_model(model, out, weights)
+    digest = sha256_of_file(out) if original else hash_of_folder(out)
     return RunReport(
         stage="export",
         reused=False,
@@ -192,7 +211,7 @@ def export_checkpoint(
             "checkpoint": str(chosen.path),
             "weights": "live" if live else "ema",
         },
-        outputs={"model": str(out), "model_sha256": hash_of_folder(out)},
+        outputs={"model": str(out), "model_sha256": digest},
         metrics={"steps": float(chosen.num_steps)},
         seconds=watch.seconds(),
     )
@@ -233,6 +252,31 @@ def _choose(
         f"{asked} is no committed checkpoint of this run; there are: "
         f"{', '.join(each.name for each in found)}"
     )
+
+
+def _write_original(
+    model: ImageToVideoModel, out: Path, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Write the model folder beside the file, join it, and remove it."""
+    from cil.models.checkpoint_files import write_checkpoint
+    from cil.models.lvdm_import import original_lvdm
+
+    folder = temporary_beside(out)
+    try:
+        write_model(model, folder, weights)
+        write_checkpoint(out, original_lvdm(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_file(out: Path) -> None:
+    if out.suffix not in (".safetensors", ".ckpt"):
+        raise ConfigError(
+            f"--out: with --layout original give a .safetensors or .ckpt file, got {out}"
+        )
+    if out.exists():
+        raise ConfigError(f"--out: {out} is there already; choose a new file")
+    check_writable(out.parent, "--out")
 
 
 def _check_empty(out: Path) -> None:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cil.losses import NetworkInputs, denoising_loss, draw_training
+from cil.losses import Counter, NetworkInputs, denoising_loss, draw_training
 from cil.models import ImageToVideoModel
 from cil.network_input import TrainingDraws
-from cil.rng import Stream, normal
 from pipelines.batches import Batch, BatchReader
+from pipelines.clip_inputs import draw_clips
 from pipelines.config import RunConfig
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
@@ -67,23 +67,26 @@ def step_inputs(
         level: one noise level for all clips in place of theirs; the noise stays the same.
     """
     ids = torch.tensor(batch.slots, dtype=torch.int64)
-
-    def sample(mean: Tensor, std: Tensor, stream: Stream) -> Tensor:
-        shape = mean.shape[1:]
-        noise = normal(shape, seed=config.seed, sample_ids=ids, stream=stream, step=step)
-        return mean + std * noise
-
-    clean = sample(batch.mean, batch.std, Stream.POSTERIOR) * model.first_stage.scaling_factor
-    first = sample(batch.mean[:, :1], batch.std[:, :1], Stream.COND_POSTERIOR)
+    drawn = draw_clips(
+        config,
+        model,
+        records=batch.records,
+        mean=batch.mean,
+        std=batch.std,
+        image_embeds=batch.image_embeds,
+        text_embeds=batch.text_embeds,
+        sample_ids=ids,
+        step=step,
+    )
     corruption = config.time_noise.build(model.schedule)
     draws: TrainingDraws = draw_training(
-        clean.shape,
+        drawn.clean.shape,
         schedule=model.schedule,
         corruption=corruption,
         seed=config.seed,
         sample_ids=ids,
         step=step,
-        token_shape=batch.image_embeds.shape[1:],
+        token_shape=drawn.tokens.shape[1:],
     )
     if level is not None:
         draws = replace(draws, level=torch.full_like(draws.level, level))
@@ -91,20 +94,27 @@ def step_inputs(
 
     def watch(inputs: NetworkInputs) -> Tensor:
         seen.append(inputs)
-        return torch.zeros_like(clean)
+        return torch.zeros_like(drawn.clean)
 
+    conditions = model.training_conditions(
+        drawn.clips,
+        drawn.tokens,
+        uniform=draws.dropout,
+        dropout=config.train.condition_dropout,
+        counter=Counter(seed=config.seed, sample_ids=ids, step=step),
+    )
     result = denoising_loss(
         watch,
-        clean,
-        first * model.conditioning_scale,
+        drawn.clean,
+        drawn.conditioning,
         schedule=model.schedule,
         parameterization=model.parameterization,
         corruption=corruption,
         draws=draws,
-        dropout=config.train.condition_dropout,
-        tokens=batch.image_embeds,
+        dropout=conditions.dropout,
+        tokens=conditions.tokens,
     )
-    return StepInputs(clean=clean, inputs=seen[0], level=result.level, rank=result.rank)
+    return StepInputs(clean=drawn.clean, inputs=seen[0], level=result.level, rank=result.rank)
 
 
 def first_batch_picture(config: RunConfig, path: Path) -> dict[str, Any]:

@@ -46,10 +46,10 @@ class RecordedBatches:
         """Return the sample keys of all clips of a step, over all workers."""
         return self._source.keys(step)
 
-    def take(self) -> list[Row]:
-        """Return what was noted since the last call."""
+    def take(self, *, before: int | None = None) -> list[Row]:
+        """Return what was noted since the last call, of the steps before one if it is given."""
         rows, self._rows = self._rows, []
-        return rows
+        return [row for row in rows if before is None or row["step"] < before]
 
 
 def joined(shares: list[list[Row]]) -> list[Row]:

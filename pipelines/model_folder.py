@@ -6,16 +6,18 @@ opens like any other, and ``adapter/`` with the adapters alone, as peft writes t
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from cil.errors import DataError
-from cil.models import FirstStage, ImageToVideoModel, build
+from cil.models import FirstStage, ImageToVideoModel, build, load
+from cil.models.null_condition import NullCondition
 from pipelines.config import RunConfig
 from pipelines.engine import choose_trainable
 from pipelines.lora import add_lora, lora_parameters, merge_lora, save_adapter
+from pipelines.model_settings import FAMILIES_WITH_TEXT, family_settings
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_reader import ShardReader
 from pipelines.storage import replace_folder, temporary_beside
@@ -43,6 +45,7 @@ def build_model(config: RunConfig, dataset: ShardReader) -> ImageToVideoModel:
         first_stage=first_stage,
         latent_channels=first_stage.latent_channels,
         downsampling=first_stage.downsampling,
+        null_condition=dataset.null_condition(),
     )
 
 
@@ -53,6 +56,7 @@ def new_model(
     latent_channels: int,
     downsampling: int,
     first_stage: FirstStage | None = None,
+    null_condition: NullCondition | None = None,
 ) -> ImageToVideoModel:
     """Build the network for clips of a size, with adapters where the run trains them.
 
@@ -62,23 +66,36 @@ def new_model(
         latent_channels: of the first stage.
         downsampling: pixels per latent, each way.
         first_stage: the codec; a plan needs none.
+        null_condition: of the data set; None takes that of the model folder, if there is one.
 
     Raises:
         ConfigError: ``train.lora_targets`` does not fit the network.
     """
-    settings = asdict(config.model)
-    model = build(
-        settings.pop("family"),
-        seed=config.seed,
-        first_stage=first_stage,
-        num_frames=size.num_frames,
-        height=size.height,
-        width=size.width,
-        fps=config.data.fps,
-        latent_channels=latent_channels,
-        downsampling=downsampling,
-        **settings,
-    )
+    settings: dict[str, Any] = {
+        "num_frames": size.num_frames,
+        "height": size.height,
+        "width": size.width,
+        "fps": config.data.fps,
+        "latent_channels": latent_channels,
+        "downsampling": downsampling,
+        **family_settings(config.model),
+    }
+    family, encoders = config.model.family, config.condition.image_encoder
+    if family in FAMILIES_WITH_TEXT:
+        text = config.condition.text_encoder
+        settings["text_encoder"] = None if text is None else Path(text)
+        settings["null_condition"] = null_condition
+    if config.model.pretrained is None:
+        model = build(family, seed=config.seed, first_stage=first_stage, **settings)
+    else:
+        model = load(
+            family,
+            config.model.pretrained,
+            first_stage=first_stage,
+            encoders=None if encoders is None else Path(encoders),
+            weights=first_stage is not None,
+            **settings,
+        )
     train = config.train
     if train.trainable == "lora":
         add_lora(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pipelines.video_io import enlarge
 
-__all__ = ["captioned", "picture_grid"]
+__all__ = ["caption_height", "captioned", "picture_grid"]
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
@@ -28,11 +28,16 @@ def captioned(picture: Picture, text: str) -> Picture:
     from PIL import Image, ImageDraw
 
     lines = text.split("\n")
-    strip = Image.new("RGB", (picture.shape[1], _LINE * len(lines) + 2 * _MARGIN), "white")
+    strip = Image.new("RGB", (picture.shape[1], caption_height(len(lines))), "white")
     draw = ImageDraw.Draw(strip)
     for number, line in enumerate(lines):
         draw.text((_MARGIN, _MARGIN + number * _LINE), line, fill="black")
     return np.concatenate([np.array(strip), picture])
+
+
+def caption_height(num_lines: int) -> int:
+    """Return the height of the strip with so many lines, in pixels."""
+    return _LINE * num_lines + 2 * _MARGIN
 
 
 def picture_grid(rows: Sequence[Sequence[tuple[str, Picture]]]) -> Picture:

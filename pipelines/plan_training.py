@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any
 
 from cil.errors import ConfigError
-from cil.models import ImageToVideoModel, load_first_stage
+from cil.models import ImageToVideoModel
+from cil.models.first_stage import latent_layout
 from pipelines.activations import MeasuredNetwork, measure_network
 from pipelines.config import RunConfig, clip_buckets, dataset_of
+from pipelines.dataset import open_training_data
 from pipelines.engine import choose_trainable
 from pipelines.model_folder import new_model
 from pipelines.report import RunReport, Stopwatch
@@ -159,7 +161,7 @@ def _clips(config: RunConfig) -> _Clips:
             buckets=tuple(names),
             latent_channels=channels,
             downsampling=Bucket.parse(first).height // rows,
-            count=sum(manifest.buckets[name]["clips"] for name in names),
+            count=open_training_data(config).num_clips,  # without those that are held out
             fingerprint=manifest.fingerprint,
         )
     names = [bucket.name for bucket in clip_buckets(config.data)]
@@ -168,8 +170,7 @@ def _clips(config: RunConfig) -> _Clips:
     stage = config.first_stage
     channels, factor = stage.latent_channels, stage.patch_size
     if stage.path is not None:
-        codec = load_first_stage(stage.path)
-        channels, factor = codec.latent_channels, codec.downsampling
+        channels, factor = latent_layout(stage.path)
     return _Clips(
         buckets=tuple(names),
         latent_channels=channels,

@@ -4,13 +4,20 @@ The only place where the steps of encoding and estimation meet Ray Data. One row
 row is what is scheduled and what is tried again; rows are small, what is large stays on disk.
 """
 
+import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from cil.errors import StageError
 from pipelines.runtime import root_cause
 
 __all__ = ["map_rows"]
+
+_ERROR = "error of the worker"
+_log = logging.getLogger(__name__)
 
 
 def map_rows(
@@ -54,7 +61,7 @@ def map_rows(
     data = ray.data.from_items(list(rows), override_num_blocks=len(rows))
     if num_gpus:
         results = data.map_batches(
-            work,
+            _telling_class(work),
             fn_constructor_kwargs=settings,
             batch_size=1,
             compute=ActorPoolStrategy(size=size),
@@ -65,7 +72,7 @@ def map_rows(
         )
     else:
         results = data.map_batches(
-            work,
+            _telling(work),
             fn_kwargs=settings,
             batch_size=1,
             compute=TaskPoolStrategy(size=size),
@@ -73,10 +80,39 @@ def map_rows(
             max_retries=max_retries,
         )
     try:
-        yield from results.iter_rows()
+        for row in results.iter_rows():
+            if _ERROR in row:
+                raise StageError(_stopped(doing, row[_ERROR]))
+            yield row
     except ray.exceptions.RayError as error:
         cause = root_cause(error)
-        raise StageError(
-            f"{doing} stopped: {type(cause).__name__}: {cause}; what is finished is kept, run the "
-            "same command again to go on"
-        ) from error
+        raise StageError(_stopped(doing, _named(cause))) from error
+
+
+def _stopped(doing: str, reason: str) -> str:
+    return (
+        f"{doing} stopped: {reason}; what is finished is kept, run the same command again to go on"
+    )
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _telling(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a row stand for an error of ``work``: Ray Data passes on only that there was one."""
+
+    @functools.wraps(work)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return work(*args, **kwargs)
+        except Exception as error:
+            _log.exception("%s failed", getattr(work, "__name__", work))
+            return {_ERROR: np.array([_named(error)], dtype=object)}
+
+    return told
+
+
+def _telling_class(work: Any) -> Any:
+    """Do the same for the calls of a class's instances."""
+    return type(work.__name__, (work,), {"__call__": _telling(work.__call__)})

@@ -7,6 +7,7 @@ Run: `cil register --config configs/demo.yaml`.
 
 import io
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,11 +39,20 @@ __all__ = ["REGISTER_FOLDER", "conditioning_image", "run"]
 REGISTER_FOLDER = "register"
 
 
-def run(config: RunConfig) -> RunReport:
+def run(
+    config: RunConfig,
+    *,
+    into_registry: bool = True,
+    alias: str | None = tracking.ALIAS,
+    tags: Mapping[str, str] | None = None,
+) -> RunReport:
     """Register the model that `train` exported, with the statistics of `estimate`.
 
     Args:
         config: the run.
+        into_registry: False leaves it at the model folder; a model that was registered stays so.
+        alias: of the registered version; None gives none.
+        tags: more tags, of the training's MLflow run and of the version.
 
     Returns:
         Name, version and URI of the registered model, and the model folder.
@@ -60,17 +70,17 @@ def run(config: RunConfig) -> RunReport:
     trained = _report_of(output / TRAIN_FOLDER, "train", manifest)
     estimated = _report_of(output / ESTIMATE_FOLDER, "estimate", manifest)
     statistics = output / ESTIMATE_FOLDER / STATISTICS_FILE
-    identity = content_hash(
-        {
-            "weights": hash_of_folder(output / TRAIN_FOLDER / "model"),
-            "statistics": sha256_of_file(statistics),
-            "sample": {**asdict(config.sample), "num_videos": None},  # of the run's stage alone
-            "name": config.tracking.model_name,
-            "store": tracking.tracking_uri(config),
-        }
-    )
+    about = {
+        "weights": hash_of_folder(output / TRAIN_FOLDER / "model"),
+        "statistics": sha256_of_file(statistics),
+        "sample": {**asdict(config.sample), "num_videos": None},  # of the run's stage alone
+    }
+    registry = {"name": config.tracking.model_name, "store": tracking.tracking_uri(config)}
+    in_registry, unregistered = content_hash({**about, **registry}), content_hash(about)
+    identity = in_registry if into_registry else unregistered
     done = folder / "report.json"
-    if done.exists() and read_json(done)["inputs"]["identity"] == identity:
+    enough = {identity, in_registry}
+    if done.exists() and read_json(done)["inputs"]["identity"] in enough:
         report = RunReport.load(done)
         if hash_of_folder(folder / "model") == report.outputs["model_sha256"]:
             return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
@@ -85,23 +95,29 @@ def run(config: RunConfig) -> RunReport:
             "register the largest bucket that was trained on as train.bucket"
         )
     run_id = str(trained.outputs["mlflow_run_id"])
-    registered = tracking.register_model(
-        config,
-        run_id,
-        model,
-        identity=identity,
-        input_example=conditioning_image(dataset, 0),
-        tags={
-            "manifest_fingerprint": manifest.fingerprint,
-            "train_identity": str(trained.inputs["identity"]),
-            "family": config.model.family,
-            "time_noise": config.time_noise.preset,
-        },
-        metrics={
-            "analytic_init_variance": estimated.metrics["variance"],
-            **{f"data_{key}": float(value) for key, value in manifest.totals.items()},
-        },
-    )
+    for name, text in (tags or {}).items():
+        tracking.tag_run(config, run_id, name, text)
+    registered: tracking.RegisteredModel = {"run_id": run_id}
+    if into_registry:
+        registered = tracking.register_model(
+            config,
+            run_id,
+            model,
+            identity=identity,
+            input_example=conditioning_image(dataset, 0),
+            tags={
+                "manifest_fingerprint": manifest.fingerprint,
+                "train_identity": str(trained.inputs["identity"]),
+                "family": config.model.family,
+                "time_noise": config.time_noise.preset,
+                **(tags or {}),
+            },
+            metrics={
+                "analytic_init_variance": estimated.metrics["variance"],
+                **{f"data_{key}": float(value) for key, value in manifest.totals.items()},
+            },
+            alias=alias,
+        )
     tracking.finish_run(config, run_id)
     report = RunReport(
         stage="register",

@@ -6,6 +6,7 @@ this process alone, without Ray and DeepSpeed; nothing is written. All noise is 
 seed, the place in the batch and the step, so each clip is the one that the workers had.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from pipelines.activations import DTYPES
 from pipelines.batches import BatchReader
 from pipelines.config import RunConfig
@@ -23,7 +24,6 @@ from pipelines.fused_input import choose_impl
 from pipelines.model_folder import build_model
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
-from pipelines.storage import read_json
 from pipelines.train_step import TrainStep
 
 __all__ = ["replay_step", "save_whole_weights", "show_replay"]
@@ -86,7 +86,12 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
     path = Path(record_path)
     if not path.is_file():
         raise ConfigError(f"--replay: {path} does not exist; it is in the run's train folder")
-    record = read_json(path)
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); --replay takes the file that a stopped training names"
+        ) from error
     data = open_training_data(config)
     identity = train_identity(config, data.manifest.fingerprint)
     if record.get("identity") != identity:

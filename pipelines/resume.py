@@ -15,6 +15,7 @@ from ray.train import UserCallback
 
 from cil.errors import DataError, StageError
 from pipelines.checkpoint import TAG, damage_named
+from pipelines.checkpoint_sums import check_sums
 from pipelines.checkpoint_writer import readable_bytes
 from pipelines.committed import SNAPSHOT
 from pipelines.config import child_environment
@@ -66,8 +67,52 @@ def last_checkpoint(run_folder: Path) -> Path | None:
                 f"{run_folder} to start this training again"
             )
         write_atomic(snapshot, kept.read_bytes())
+    content = _without_deleted(run_folder, content)
     latest = content.get("latest_checkpoint_result")
     return run_folder / latest["checkpoint_dir_name"] if latest else None
+
+
+def _without_deleted(run_folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Take checkpoints that were deleted out of Ray's list, so that it goes on from one before."""
+    results = content.get("checkpoint_results", [])
+    indices = content.get("checkpoint_report_indices", [])
+    there = [
+        (result, index)
+        for result, index in zip(results, indices, strict=True)
+        if (run_folder / result["checkpoint_dir_name"]).is_dir()
+    ]
+    if not results or len(there) == len(results):
+        return content
+    if not there:
+        raise DataError(
+            f"all checkpoints of {run_folder} were deleted; delete it as well to start this "
+            "training again"
+        )
+    last = max(there, key=lambda pair: pair[1])[0]
+    console.print(
+        f"train: going on from {last['checkpoint_dir_name']}: {len(results) - len(there)} of the "
+        "checkpoints were deleted",
+        markup=False,
+    )
+    shorter = {
+        **content,
+        "checkpoint_results": [result for result, _ in there],
+        "checkpoint_report_indices": [index for _, index in there],
+        "latest_checkpoint_result": last,
+    }
+    write_atomic(run_folder / SNAPSHOT, json.dumps(shorter).encode())
+    return shorter
+
+
+def _advice(checkpoint: Path) -> str:
+    """Say how to go on without a checkpoint that is damaged."""
+    others = [p for p in checkpoint.parent.glob("checkpoint_*") if p.is_dir() and p != checkpoint]
+    if not others:
+        return ""
+    return (
+        f". To go on from {max(others).name} instead, delete {checkpoint} and run the same command "
+        "again"
+    )
 
 
 def _remove_uncommitted(run_folder: Path) -> None:
@@ -106,9 +151,14 @@ def prepare_resume(folder: Path, run_folder: Path, expected: TrainState) -> Path
     _remove_uncommitted(run_folder)
     if checkpoint is None:
         return None
-    with damage_named(checkpoint):
-        state = read_state(checkpoint)
+    try:
+        with damage_named(checkpoint):
+            state = read_state(checkpoint)
+        check_sums(checkpoint)
+    except DataError as error:
+        raise DataError(f"{error}{_advice(checkpoint)}") from error
     expected.require_same_run(state)
+    console.print(f"train: going on from the checkpoint of step {state.num_steps}")
     if state.world_size == expected.world_size or not expected.zero_stage:
         return None
     console.print(
@@ -127,8 +177,10 @@ def convert(checkpoint: Path, target: Path, *, zero_stage: int) -> Path:
         zero_stage: ZeRO stage that wrote it, 1 to 3.
 
     Raises:
+        DataError: a file of the checkpoint is not what was written.
         StageError: DeepSpeed could not convert it, or there is too little space.
     """
+    check_sums(checkpoint)
     source = checkpoint / TAG
     # the parts of all tensors, then the tensors; the parts are deleted at the end
     needed = 2 * sum(path.stat().st_size for path in source.rglob("*") if path.is_file())

@@ -10,6 +10,7 @@ from cil.errors import StageError
 from pipelines.config import environment
 from pipelines.environment_variables import variables_for
 from pipelines.settings import ClusterConfig
+from pipelines.termination import sigterm_raises
 
 __all__ = ["check_resources", "ray_session", "root_cause"]
 
@@ -53,10 +54,11 @@ def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]
             "check cluster.address and RAY_ADDRESS"
         ) from error
     _quieten(level)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with sigterm_raises():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _quieten(level: int) -> None:

@@ -46,6 +46,8 @@ class SampleArguments:
     """Seed of the start noise."""
     num_videos: int = 1
     """Videos from different noise, shown side by side."""
+    prompt: str | None = None
+    """Caption, for families that are told one; the model folder must hold the text encoder."""
     start_time: float | None = None
     """Start time M in (0, 1]; unset takes the model's own."""
     analytic_init: tyro.conf.Suppress[bool | None] = None
@@ -150,6 +152,7 @@ def run_command(arguments: SampleArguments) -> RunReport:
         seed=arguments.seed,
         num_videos=arguments.num_videos,
         overrides=overrides,
+        prompt=arguments.prompt,
     )
     return RunReport(
         stage="sample",
@@ -196,6 +199,7 @@ def _sample(
     seed: int,
     num_videos: int,
     overrides: dict[str, Any],
+    prompt: str | None = None,
     show_image: bool = False,
 ) -> dict[str, Any]:
     """Sample and write the mp4 and the GIF; returns their paths and the settings used.
@@ -219,6 +223,7 @@ def _sample(
             start_time=settings["start_time"],
             num_steps=settings["num_steps"],
             analytic_init=statistics,
+            prompt=prompt,
             progress=progress.update,
         )
     if show_image:

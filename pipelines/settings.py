@@ -8,8 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from cil.models.tiny_config import TinyConfig
-
 __all__ = [
     "STRICT",
     "ClusterConfig",
@@ -17,7 +15,6 @@ __all__ = [
     "DataConfig",
     "EncodeConfig",
     "FirstStageConfig",
-    "ModelConfig",
     "OutputConfig",
     "SampleConfig",
     "TrackingConfig",
@@ -26,8 +23,6 @@ __all__ = [
 ]
 
 STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
-
-_TINY = TinyConfig()
 
 Fraction = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
@@ -122,45 +117,21 @@ class ConditionConfig:
     image_encoder: str | None = None
     """Folder of a CLIP vision model as transformers writes it (also a pipeline folder with an
     `image_encoder`); None stores zero tokens."""
-    image_tokens: Literal["pooled", "hidden"] = "pooled"
-    """One projected token, as SVD takes it, or all tokens of the encoder."""
-    image_layer: Literal["last", "penultimate"] = "last"
-    """Layer that all tokens are taken from."""
+    image_tokens: Literal["pooled", "hidden"] | None = None
+    """One projected token, as SVD takes it, or all tokens of the encoder; None takes what the model
+    family needs (pooled unless it is dynamicrafter or videocrafter1)."""
+    image_layer: Literal["last", "penultimate"] | None = None
+    """Layer that all tokens are taken from; None takes the family's (last)."""
+    image_crop: Literal["none", "square"] | None = None
+    """What of the image the encoder sees: all of it, squeezed to a square, or its centre square;
+    None takes the family's (all of it; the centre square for i2vgenxl)."""
     text_encoder: str | None = None
     """Folder of a CLIP or T5 text encoder with its tokenizer; None stores no text."""
-    text_layer: Literal["last", "penultimate"] = "last"
-    """Layer that the text's tokens are taken from."""
+    text_layer: Literal["last", "penultimate"] | None = None
+    """Layer that the text's tokens are taken from; None takes the family's (last; penultimate for
+    dynamicrafter, videocrafter1 and i2vgenxl)."""
     text_length: Annotated[int, Ge(2)] | None = None
     """Tokens that a caption is padded or cut to; None takes the encoder's own length."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """The network that is trained, and its noise schedule."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    family: Literal["tiny"] = "tiny"
-    """Model family, a name in the registry of `cil.models`."""
-    block_out_channels: Annotated[tuple[Count, ...], MinLen(2)] = _TINY.block_out_channels
-    """Channels per level; one level must have at least 64, or the network cannot see sigma."""
-    layers_per_block: Count = _TINY.layers_per_block
-    """Residual blocks per level."""
-    num_attention_heads: Annotated[tuple[Count, ...], MinLen(2)] = _TINY.num_attention_heads
-    """Attention heads per level."""
-    cross_attention_dim: Count = _TINY.cross_attention_dim
-    """Width of an image token."""
-    addition_time_embed_dim: Count = _TINY.addition_time_embed_dim
-    """Width of the embedding of fps, motion bucket and sigma_cond."""
-    p_mean: float = _TINY.p_mean
-    """Mean of ln(sigma) in training."""
-    p_std: Positive = _TINY.p_std
-    """Standard deviation of ln(sigma) in training."""
-    sigma_min: Positive = _TINY.sigma_min
-    """Smallest sigma of sampling."""
-    sigma_max: Positive = _TINY.sigma_max
-    """Largest sigma of sampling."""
-    motion_bucket_id: Annotated[float, Ge(0), Le(255)] = _TINY.motion_bucket_id
-    """Motion bucket given to the network for every clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +192,8 @@ class TrainConfig:
     ema_decay: Decay = 0.99
     """Decay per step of the weight average that is exported."""
     condition_dropout: Fraction = 0.0
-    """Probability, per clip, of training without the conditioning image."""
+    """Probability, per clip, of training without the conditioning image. dynamicrafter and
+    videocrafter1 drop the caption, image tokens, or both, each with this probability."""
     log_every: Count = 10
     """Steps between reports to the driver; every step's loss is in a report."""
     checkpoint_every: Count = 100

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from cil.errors import ConfigError, DataError
 from cil.models import FirstStage, load_first_stage
+from cil.models.null_condition import NullCondition
+from pipelines.null_condition import read_null_condition
 from pipelines.records import ClipRecord, Manifest, ShardEntry
 from pipelines.shard_files import MEMBERS, ShardFiles
 from pipelines.shards import (
@@ -96,6 +98,10 @@ class ShardReader:
     def first_stage(self) -> FirstStage:
         """Return the codec that the latents belong to."""
         return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
+
+    def null_condition(self) -> NullCondition | None:
+        """Return what stands for no caption and no image; None for a data set without texts."""
+        return read_null_condition(self._store, self._cache)
 
     def subset(self, indices: Sequence[int]) -> "ShardReader":
         """Return a reader of some of the clips, numbered anew in the order given.

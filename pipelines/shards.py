@@ -4,6 +4,7 @@
     DATASET/plan.json                               which clips go to which shard
     DATASET/inventory.jsonl                         every video and what scanning it found
     DATASET/first_stage/                            the codec that the latents belong to
+    DATASET/null_condition.safetensors              empty caption and grey image, if it has texts
     DATASET/quarantine.jsonl                        one line per refused video
     DATASET/dropped.jsonl                           one line per clip that was not chosen
     DATASET/shards/shard-000000.tar                 KEY.{latents,cond}.safetensors, .json, .webp

@@ -5,9 +5,10 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from pipelines import tracking
 from pipelines.config import RunConfig, clip_buckets, dataset_of
+from pipelines.model_settings import family_settings
 from pipelines.progress import console
 from pipelines.remote import is_url
 from pipelines.report import RunReport
@@ -16,7 +17,7 @@ from pipelines.sources import check_source
 from pipelines.storage import check_writable, lock_folder
 from pipelines.store import LocalStore, open_store
 
-__all__ = ["STAGES", "check_before_start", "run"]
+__all__ = ["STAGES", "check_before_start", "hold_places", "run"]
 
 STAGES = ("encode", "train", "estimate", "register", "sample")
 """In the order of `cil run`."""
@@ -73,11 +74,7 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
     check_before_start(command, config)
     reports = []
     with ExitStack() as session:
-        session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
-        if command in ("run", "encode") and config.output.dataset is not None:
-            store = open_store(config.output.dataset, setting="output.dataset")
-            if isinstance(store, LocalStore):
-                session.enter_context(lock_folder(Path(store.location), "output.dataset"))
+        hold_places(config, session, dataset=command in ("run", "encode"))
         for number, stage in enumerate(STAGES, 1):
             if command not in ("run", stage):
                 continue
@@ -85,6 +82,19 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
                 console.print(f"[bold]stage {number}/{len(STAGES)}: {stage}[/bold]")
             reports.append(_run_stage(stage, config, session, debug=debug))
     return reports
+
+
+def hold_places(config: RunConfig, session: ExitStack, *, dataset: bool) -> None:
+    """Hold the output folder, and on request a data set elsewhere, until the session ends.
+
+    Raises:
+        ConfigError: another command holds one of them.
+    """
+    session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
+    if dataset and config.output.dataset is not None:
+        store = open_store(config.output.dataset, setting="output.dataset")
+        if isinstance(store, LocalStore):
+            session.enter_context(lock_folder(Path(store.location), "output.dataset"))
 
 
 def _run_stage(stage: str, config: RunConfig, session: ExitStack, *, debug: bool) -> RunReport:
@@ -146,7 +156,6 @@ def _check_one_bucket(config: RunConfig) -> None:
 def _check_first_stage(config: RunConfig) -> None:
     if config.first_stage.path is None:
         return
-    from cil.errors import DataError
     from cil.models import load_first_stage
 
     try:
@@ -169,12 +178,17 @@ def _check_impl(config: RunConfig) -> None:
 
 
 def _check_model(config: RunConfig) -> None:
-    """Let the family check its own settings."""
-    from dataclasses import asdict
+    """Let the family check its own settings, and its folder's."""
+    from cil.models import config_class, load
 
-    from cil.models.tiny_config import TinyConfig
-
-    settings = asdict(config.model)
-    settings.pop("family")
-    TinyConfig(**settings)
-    config.time_noise.build(TinyConfig(**settings).schedule)
+    model = config.model
+    if model.pretrained is None:
+        schedule = config_class(model.family)(**family_settings(model)).schedule
+    else:
+        frames = max(bucket.num_frames for bucket in clip_buckets(config.data))
+        settings = {"num_frames": frames, **family_settings(model)}
+        try:
+            schedule = load(model.family, model.pretrained, weights=False, **settings).schedule
+        except DataError as error:
+            raise ConfigError(f"model.pretrained: {error}") from error
+    config.time_noise.build(schedule)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.metrics_log import MetricsLog
 
 __all__ = [
+    "ALIAS",
     "MLFLOW_FOLDER",
     "RegisteredModel",
     "check_tracking",
@@ -45,6 +46,8 @@ __all__ = [
     "tracking_uri",
 ]
 
+ALIAS = "challenger"
+"""Of the version that was registered last."""
 MLFLOW_FOLDER = "mlflow"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _LOGGED_METRICS = ("loss", "grad_norm", "learning_rate", "sigma_cond")
@@ -453,6 +456,7 @@ def register_model(
     input_example: Any,
     tags: Mapping[str, str],
     metrics: Mapping[str, float],
+    alias: str | None = ALIAS,
 ) -> RegisteredModel:
     """Log a model folder as pyfunc by models-from-code, register it and give it the alias.
 
@@ -464,9 +468,10 @@ def register_model(
         input_example: (H, W, 3) uint8 image.
         tags: tags of the version.
         metrics: logged to the run.
+        alias: taken from the version that had it; None leaves the aliases as they are.
 
     Returns:
-        Name, version, URI and alias.
+        Name, version, URI and alias, which is empty for None.
 
     Raises:
         StageError: MLflow failed.
@@ -475,7 +480,6 @@ def register_model(
     client = _client(uri)
     import mlflow
 
-    alias = "challenger"
     with _explained("registering the model", uri), _store_of_process(uri):
         version = _find_version(client, name, identity)
         if version is None:
@@ -494,12 +498,13 @@ def register_model(
                 model_id=logged.model_id,
             )
             version = str(made.version)
-        client.set_registered_model_alias(name, alias, version)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version)
     return {
         "name": name,
         "version": version,
         "uri": f"models:/{name}/{version}",
-        "alias": alias,
+        "alias": alias or "",
         "run_id": run_id,
     }
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
+from pipelines.check_conditions import check_conditions
 from pipelines.checkpoint import EMA_FILE
+from pipelines.checkpoint_sums import check_sums
 from pipelines.committed import RAY_FOLDER, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
@@ -24,6 +26,7 @@ from pipelines.fused_input import choose_impl
 from pipelines.ledger import LedgerCallback
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import save_model
+from pipelines.pretrained_parts import model_identity
 from pipelines.progress import console
 from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
@@ -104,11 +107,12 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         )
     data.check_all()
     remove_temporaries(folder)
-    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     console.print(f"train: noise and loss by {impl} (time_noise.impl {config.time_noise.impl})")
     run_folder = (folder / RAY_FOLDER / run_name(identity)).resolve()
     state = start_state(config, manifest, identity)
     universal = prepare_resume(folder.resolve(), run_folder, state)
+    check_conditions(config, data)
+    write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     run_id = tracking.start_run(config, folder, manifest, identity)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
@@ -130,11 +134,12 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
                 validated=bool(data.held_out),
             )
             jobs.drain()
-    except StageError:
+    except BaseException:
         with contextlib.suppress(StageError):  # the failure itself is what the user must see
             tracking.finish_run(config, run_id, failed=True)
         raise
     model = folder / "model"
+    check_sums(checkpoint, name=EMA_FILE)
     save_model(config, data.largest, model, weights=checkpoint / EMA_FILE)
     rows = log.rows()
     losses = [row["loss"] for row in rows]
@@ -144,6 +149,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     warnings = _warnings_file(folder, identity)
     if warnings.exists():
         tracking.tag_run(config, run_id, "warnings", warnings.read_text(encoding="utf-8"))
+    tracking.finish_run(config, run_id)
     report = RunReport(
         stage="train",
         reused=False,
@@ -215,7 +221,7 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
     return content_hash(
         {
             "seed": config.seed,
-            "model": asdict(config.model),
+            "model": model_identity(config),
             "time_noise": time_noise,
             "train": settings,
             "held_out_fraction": config.validate.held_out_fraction,
@@ -231,7 +237,7 @@ def start_state(config: RunConfig, manifest: Manifest, identity: str) -> TrainSt
         world_size=config.train.num_workers,
         zero_stage=config.train.zero_stage,
         trainable=config.train.trainable,
-        model_hash=content_hash(asdict(config.model)),
+        model_hash=content_hash(model_identity(config)),
         encoder_hash=manifest.identity_hash,
         manifest_fingerprint=manifest.fingerprint,
         config_hash=identity,

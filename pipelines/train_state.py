@@ -1,10 +1,10 @@
 """Where a training run is, and what must agree for it to go on: ``train_state.json``."""
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cil.errors import DataError
-from pipelines.storage import read_json
 
 __all__ = ["STATE_FILE", "TrainState", "read_state"]
 
@@ -82,10 +82,9 @@ def read_state(folder: Path) -> TrainState:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it has other fields than this version knows.
-        DataError: it is not JSON.
+        ValueError: it is not JSON, or has other fields than this version knows.
     """
-    found = read_json(folder / STATE_FILE)
+    found = json.loads((folder / STATE_FILE).read_bytes())
     names = {field.name for field in fields(TrainState)}
     # A later version may have other fields; its number is what the message is about.
     known = {name: value for name, value in dict(found).items() if name in names}

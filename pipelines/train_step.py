@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from cil.errors import StageError
-from cil.losses import LossResult, denoising_loss, draw_training, square_error
+from cil.losses import Counter, LossResult, denoising_loss, draw_training, square_error
 from cil.models import ImageToVideoModel
 from cil.network_input import build_input
-from cil.rng import Stream, normal
 from pipelines import fused_input
 from pipelines.batches import Batch, BatchSource
+from pipelines.clip_inputs import draw_clips
 from pipelines.config import RunConfig
+from pipelines.dropout_seed import seeded_dropout
 from pipelines.engine import update_weights
 from pipelines.zero_config import SMALLEST_LOSS_SCALE, micro_batch_size
 
@@ -138,47 +139,51 @@ class TrainStep:
     def loss(self, batch: Batch, step: int) -> LossResult:
         """Draw this step's noise for some places of the global batch and return their loss."""
         config, model = self._config, self._model
-        device = self._engine.device
-        mean = batch.mean.to(device, non_blocking=True)
-        std = batch.std.to(device, non_blocking=True)
-        tokens = batch.image_embeds.to(device, non_blocking=True)
-        ids = torch.tensor(batch.slots, dtype=torch.int64, device=device)
-
-        def noise(like: Tensor, stream: Stream) -> Tensor:
-            return normal(
-                like.shape[1:], seed=config.seed, sample_ids=ids, stream=stream, step=step
-            )
-
-        clean = (mean + std * noise(mean, Stream.POSTERIOR)) * model.first_stage.scaling_factor
-        first, first_std = mean[:, :1], std[:, :1]
-        conditioning = first + first_std * noise(first, Stream.COND_POSTERIOR)
+        ids = torch.tensor(batch.slots, dtype=torch.int64, device=self._engine.device)
+        drawn = draw_clips(
+            config,
+            model,
+            records=batch.records,
+            mean=batch.mean,
+            std=batch.std,
+            image_embeds=batch.image_embeds,
+            text_embeds=batch.text_embeds,
+            sample_ids=ids,
+            step=step,
+        )
         draws = draw_training(
-            clean.shape,
+            drawn.clean.shape,
             schedule=model.schedule,
             corruption=self._corruption,
             seed=config.seed,
             sample_ids=ids,
             step=step,
-            token_shape=tokens.shape[1:],
+            token_shape=drawn.tokens.shape[1:],
             with_noise=not self._fused,
         )
-        return denoising_loss(
-            model.network_call(
-                fps=torch.tensor([record.fps for record in batch.records]),
-                motion_bucket_id=torch.full((len(batch),), float(config.model.motion_bucket_id)),
-                network=self._engine,
-            ),
-            clean,
-            conditioning * model.conditioning_scale,
-            schedule=model.schedule,
-            parameterization=model.parameterization,
-            corruption=self._corruption,
-            draws=draws,
+        conditions = model.training_conditions(
+            drawn.clips,
+            drawn.tokens,
+            uniform=draws.dropout,
             dropout=config.train.condition_dropout,
-            tokens=tokens,
-            build_input=fused_input.build_input if self._fused else build_input,
-            square_error=fused_input.square_error if self._fused else square_error,
+            counter=Counter(seed=config.seed, sample_ids=ids, step=step),
         )
+        with seeded_dropout(
+            seed=config.seed, sample_id=batch.slots[0], step=step, device=self._engine.device
+        ):
+            return denoising_loss(
+                model.network_call(conditions.clips, network=self._engine),
+                drawn.clean,
+                drawn.conditioning,
+                schedule=model.schedule,
+                parameterization=model.parameterization,
+                corruption=self._corruption,
+                draws=draws,
+                dropout=conditions.dropout,
+                tokens=conditions.tokens,
+                build_input=fused_input.build_input if self._fused else build_input,
+                square_error=fused_input.square_error if self._fused else square_error,
+            )
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         if self._world_size > 1:

@@ -94,7 +94,8 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
         try:
             row = step_of(step, learning_rate=learning_rate(train, step))
         except NonFiniteLossError as error:
-            # every rank sees the same loss and stops here
+            # every rank sees the same loss and stops here; the steps before it go on record
+            ray.train.report({"rows": rows, "ledger": recorded.take(before=step)})
             return _stopped(error, engine, config, write=rank == 0)
         ema.update()
         state.num_steps += 1

@@ -64,6 +64,11 @@ def run_command(config: RunConfig, *, checkpoint: str | None) -> RunReport:
 
 def _choose(train_folder: Path) -> Path:
     best, report = train_folder / BEST_FOLDER, train_folder / "report.json"
+    if not best.exists() and not report.exists():
+        raise ConfigError(
+            f"no training has finished in {train_folder}, and none of its checkpoints was "
+            "validated; check --output.dir, or give --checkpoint"
+        )
     if best.exists() or not report.exists():
         return best
     return Path(read_json(report)["outputs"]["checkpoint"])

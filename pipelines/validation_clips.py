@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from cil.models import ImageToVideoModel
-from cil.rng import Stream, normal
+from pipelines.clip_inputs import DrawnClips, draw_clips
 from pipelines.config import RunConfig
 from pipelines.dataset import TrainingData
 from pipelines.shard_reader import LatentClip, ShardReader
 
-__all__ = ["HeldOutClip", "Latents", "choose_clips", "chunks", "drawn_latents", "sample_id"]
+__all__ = ["HeldOutClip", "choose_clips", "chunks", "drawn_latents", "sample_id"]
 
 _FIRST_SAMPLE_ID = 2**31
 """Above the places in a global batch, which are the sample ids of training."""
@@ -39,24 +38,6 @@ class HeldOutClip:
     def sample_id(self) -> int:
         """Number of the clip in the counter of all random numbers."""
         return sample_id(self.stored.record.key)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Latents:
-    """Some clips of one bucket in the scale of training."""
-
-    clean: Tensor
-    """(B, F, C, h, w) scaled clean latents."""
-    conditioning: Tensor
-    """(B, 1, C, h, w) first frame in the scale that the network gets, without noise."""
-    frame: Tensor
-    """(B, 1, C, h, w) first frame in the scale of ``clean``."""
-    tokens: Tensor
-    """(B, L, D) image tokens."""
-    fps: Tensor
-    """(B,) frames per second."""
-    sample_ids: Tensor
-    """(B,) int64."""
 
 
 def sample_id(key: str) -> int:
@@ -110,7 +91,7 @@ def drawn_latents(
     *,
     step: int | None,
     device: torch.device,
-) -> Latents:
+) -> DrawnClips:
     """Put clips of one bucket into tensors.
 
     Args:
@@ -121,23 +102,17 @@ def drawn_latents(
         device: where the tensors go.
     """
     stored = [clip.stored for clip in clips]
-    mean = torch.stack([clip.mean for clip in stored]).to(device)
-    std = torch.stack([clip.std for clip in stored]).to(device)
-    ids = torch.tensor([clip.sample_id for clip in clips], dtype=torch.int64, device=device)
-
-    def sample(mean: Tensor, std: Tensor, stream: Stream) -> Tensor:
-        if step is None:
-            return mean
-        noise = normal(mean.shape[1:], seed=config.seed, sample_ids=ids, stream=stream, step=step)
-        return mean + std * noise
-
-    first = sample(mean[:, :1], std[:, :1], Stream.COND_POSTERIOR)
-    scale = model.first_stage.scaling_factor
-    return Latents(
-        clean=sample(mean, std, Stream.POSTERIOR) * scale,
-        conditioning=first * model.conditioning_scale,
-        frame=first * scale,
-        tokens=torch.stack([clip.image_embeds for clip in stored]).to(device),
-        fps=torch.tensor([clip.record.fps for clip in stored]),
-        sample_ids=ids,
+    texts = [clip.text_embeds for clip in stored if clip.text_embeds is not None]
+    return draw_clips(
+        config,
+        model,
+        records=[clip.record for clip in stored],
+        mean=torch.stack([clip.mean for clip in stored]),
+        std=torch.stack([clip.std for clip in stored]),
+        image_embeds=torch.stack([clip.image_embeds for clip in stored]),
+        text_embeds=torch.stack(texts) if texts else None,
+        sample_ids=torch.tensor(
+            [clip.sample_id for clip in clips], dtype=torch.int64, device=device
+        ),
+        step=step,
     )

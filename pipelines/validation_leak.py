@@ -14,8 +14,9 @@ from cil.metrics.leakage import motion_transfer_ratio, probe_leakage
 from cil.models import Condition, ImageToVideoModel
 from cil.parameterization import Denoiser
 from cil.rng import Stream, normal
+from pipelines.clip_inputs import DrawnClips
 from pipelines.config import RunConfig
-from pipelines.validation_clips import HeldOutClip, Latents, drawn_latents
+from pipelines.validation_clips import HeldOutClip, drawn_latents
 
 __all__ = ["LEAK_TIME", "TIMES", "leak_by_time"]
 
@@ -88,15 +89,17 @@ def leak_by_time(
 class _Denoisers:
     """Makes denoisers for clips in an order; they take a few clips at a time."""
 
-    def __init__(self, model: ImageToVideoModel, latents: Latents, config: RunConfig) -> None:
+    def __init__(self, model: ImageToVideoModel, latents: DrawnClips, config: RunConfig) -> None:
         self._model, self._size = model, config.validate.batch_size
-        rows = torch.ones(len(latents.fps), device=latents.clean.device)
+        told = latents.clips
         self._condition = Condition(
             conditioning_latents=latents.conditioning.expand_as(latents.clean),
             image_embeds=latents.tokens,
-            fps=latents.fps.to(rows),
-            motion_bucket_id=rows * float(config.model.motion_bucket_id),
-            sigma_cond=rows * 0.0,
+            fps=told.fps,
+            motion_bucket_id=told.motion_bucket_id,
+            frame_stride=told.frame_stride,
+            text_embeds=told.text_embeds,
+            sigma_cond=torch.zeros_like(told.fps),
         )
 
     def __call__(self, order: Tensor) -> Denoiser:

@@ -18,8 +18,9 @@ from cil.losses import denoising_loss, draw_training
 from cil.models import ImageToVideoModel
 from cil.rng import Stream, uniform
 from cil.time_noise import Corruption, TimeNoiseConfig
+from pipelines.clip_inputs import DrawnClips
 from pipelines.config import RunConfig
-from pipelines.validation_clips import HeldOutClip, Latents, chunks, drawn_latents
+from pipelines.validation_clips import HeldOutClip, chunks, drawn_latents
 
 __all__ = ["binned_level", "held_out_loss", "mean_and_error"]
 
@@ -89,7 +90,7 @@ def held_out_loss(
 
 def _losses(
     model: ImageToVideoModel,
-    latents: Latents,
+    latents: DrawnClips,
     corruption: Corruption,
     config: RunConfig,
     *,
@@ -112,9 +113,8 @@ def _losses(
         number=number,
         num_bins=config.validate.num_bins,
     )
-    motion = torch.full((len(level),), float(config.model.motion_bucket_id))
     return denoising_loss(
-        model.network_call(fps=latents.fps, motion_bucket_id=motion),
+        model.network_call(latents.clips),
         latents.clean,
         latents.conditioning,
         schedule=model.schedule,

@@ -19,11 +19,25 @@ from cil.generate import generate
 from cil.metrics.motion import motion_score
 from cil.models import ImageToVideoModel
 from pipelines.config import RunConfig
-from pipelines.picture_grid import captioned, picture_grid
+from pipelines.picture_grid import caption_height, captioned, picture_grid
 from pipelines.validation_clips import HeldOutClip
-from pipelines.video_io import enlarge, write_gif, write_mp4
+from pipelines.video_io import (
+    enlarge,
+    read_gif,
+    side_by_side,
+    split_row,
+    write_gif,
+    write_mp4,
+)
 
-__all__ = ["SampledClip", "motion_of_samples", "sample_clips", "write_videos"]
+__all__ = [
+    "SampledClip",
+    "motion_of_samples",
+    "read_pair",
+    "sample_clips",
+    "video_name",
+    "write_videos",
+]
 
 _LARGEST_SEED = 2**63
 _SHOWN_FRAMES = 4
@@ -132,7 +146,7 @@ def write_videos(samples: Sequence[SampledClip], folder: Path, *, fps: float) ->
     for number, sample in enumerate(samples):
         shown = _side_by_side(sample, f"seed {sample.seed}")
         for suffix, write in ((".gif", write_gif), (".mp4", write_mp4)):
-            names.append(f"video-{number:02d}{suffix}")
+            names.append(video_name(number, suffix))
             write(folder / names[-1], shown, fps=fps)
         rows.append(_row(sample))
     from PIL import Image
@@ -141,15 +155,29 @@ def write_videos(samples: Sequence[SampledClip], folder: Path, *, fps: float) ->
     return names
 
 
+def video_name(number: int, suffix: str) -> str:
+    """Name the file of a pair of videos."""
+    return f"video-{number:02d}{suffix}"
+
+
+def read_pair(
+    folder: Path, number: int, *, fps: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Read the GIF of a pair, written with so many fps: clip and sample, without captions.
+
+    Raises:
+        OSError: it is missing or damaged.
+    """
+    frames = read_gif(folder / video_name(number, ".gif"), fps=fps)
+    real, sampled = split_row(frames[:, caption_height(1) :], 2)
+    return real, sampled
+
+
 def _side_by_side(sample: SampledClip, note: str) -> npt.NDArray[np.uint8]:
-    parts = []
-    for video, text in ((sample.real, "held-out clip"), (sample.sampled, f"sampled, {note}")):
-        large = enlarge(video)
-        gap = np.full((*large.shape[:2], 8, 3), 255, np.uint8)
-        frames = np.concatenate([large, gap], axis=2)
-        parts.append(np.stack([captioned(frame, text) for frame in frames]))
-    joined: npt.NDArray[np.uint8] = np.concatenate(parts, axis=2)[:, :, :-8]
-    return joined
+    texts = ((sample.real, "held-out clip"), (sample.sampled, f"sampled, {note}"))
+    return side_by_side(
+        [np.stack([captioned(frame, text) for frame in enlarge(video)]) for video, text in texts]
+    )
 
 
 def _row(sample: SampledClip) -> list[tuple[str, npt.NDArray[np.uint8]]]:

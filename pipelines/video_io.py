@@ -12,7 +12,15 @@ import numpy.typing as npt
 from cil.errors import ConfigError
 from pipelines.storage import commit, temporary_beside
 
-__all__ = ["enlarge", "read_image", "side_by_side", "write_gif", "write_mp4"]
+__all__ = [
+    "enlarge",
+    "read_gif",
+    "read_image",
+    "side_by_side",
+    "split_row",
+    "write_gif",
+    "write_mp4",
+]
 
 Video = npt.NDArray[np.uint8]
 """(F, H, W, 3) uint8 RGB."""
@@ -63,6 +71,28 @@ def side_by_side(videos: Any) -> Video:
             parts.append(np.full((*large.shape[:2], _GAP, 3), 255, np.uint8))
         parts.append(large)
     return np.concatenate(parts, axis=2)
+
+
+def split_row(row: Video, count: int) -> list[Video]:
+    """Take the videos of equal size apart that `side_by_side` put into one row."""
+    width = (row.shape[2] - _GAP * (count - 1)) // count
+    starts = [number * (width + _GAP) for number in range(count)]
+    return [row[:, :, start : start + width] for start in starts]
+
+
+def read_gif(path: Path, *, fps: float) -> Video:
+    """Read a GIF that `write_gif` wrote with so many frames per second.
+
+    Frames that are alike stand in it once, with their duration; they are repeated here.
+    """
+    from PIL import Image, ImageSequence
+
+    frames = []
+    with Image.open(path) as image:
+        for frame in ImageSequence.Iterator(image):
+            picture = np.array(frame.convert("RGB"))
+            frames += [picture] * max(1, round(frame.info["duration"] * fps / 1000))
+    return np.stack(frames)
 
 
 def write_mp4(path: Path, video: Video, *, fps: float) -> None:

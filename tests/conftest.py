@@ -92,3 +92,255 @@ def no_s3(own_s3fs, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(own_s3fs, "retries", 1)  # its pauses are not what is tested
+
+
+@pytest.fixture(scope="session")
+def toy_svd(tmp_path_factory):
+    """Folder of a Stable Video Diffusion pipeline at toy size, written by diffusers itself."""
+    import torch
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    folder = tmp_path_factory.mktemp("svd") / "toy-svd"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        unet = UNetSpatioTemporalConditionModel(
+            sample_size=8,
+            in_channels=8,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            block_out_channels=(32, 64),
+            num_attention_heads=(2, 4),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            addition_time_embed_dim=32,
+            projection_class_embeddings_input_dim=96,
+            num_frames=4,
+        )
+        vae = AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            sample_size=32,
+        )
+        encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=224,  # diffusers' pipeline makes no other
+                patch_size=56,
+                projection_dim=32,
+            )
+        )
+    StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=encoder,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            timestep_type="continuous",
+            timestep_spacing="leading",
+            steps_offset=1,
+            use_karras_sigmas=True,
+            sigma_min=0.002,
+            sigma_max=700.0,
+        ),
+        feature_extractor=CLIPImageProcessor(),
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_tokenizer():
+    """Writer of a byte-pair vocabulary of all bytes and the words red and kite."""
+    import json
+
+    from tokenizers import pre_tokenizers
+
+    def write(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        merges = [("r", "e"), ("re", "d</w>"), ("k", "i"), ("t", "e</w>"), ("ki", "te</w>")]
+        words = [*letters, *(a + "</w>" for a in letters), *(a + b for a, b in merges)]
+        vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+        (folder / "vocab.json").write_text(json.dumps(vocab))
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        (folder / "merges.txt").write_text("\n".join(lines))
+        marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+        settings = {"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>", **marks}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return len(vocab)
+
+    return write
+
+
+TOY_LVDM = {
+    "num_frames": 4,
+    "height": 32,
+    "width": 32,
+    "downsampling": 4,
+    "model_channels": 32,
+    "attention_resolutions": [2, 1],
+    "num_res_blocks": 1,
+    "channel_mult": [1, 1],
+    "num_head_channels": 16,
+    "context_dim": 32,
+    "projector": {"depth": 1, "dim_head": 8, "heads": 2, "embedding_dim": 32},
+}
+
+
+@pytest.fixture(scope="session")
+def toy_lvdm(tmp_path_factory, clip_tokenizer):
+    """Model folders of dynamicrafter and videocrafter1 at toy size, by family."""
+    import torch
+    from diffusers import AutoencoderKL
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    import cil.models
+    from cil.models.autoencoder_kl import AutoencoderKLFirstStage
+    from cil.models.condition_encoders import ImageEncoder, TextEncoder
+    from cil.models.null_condition import NullCondition
+
+    root = tmp_path_factory.mktemp("lvdm")
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 24,
+    }
+    num_words = clip_tokenizer(root / "parts" / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        vae = AutoencoderKL(
+            block_out_channels=(32, 32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+        )
+        vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(**small, image_size=32, patch_size=16)
+        )
+        marks = {"bos_token_id": num_words - 2, "eos_token_id": num_words - 1}
+        text = CLIPTextModel(
+            CLIPTextConfig(**small, **marks, vocab_size=num_words, max_position_embeddings=77)
+        )
+        vision.save_pretrained(root / "parts" / "image_encoder")
+        text.save_pretrained(root / "parts" / "text_encoder")
+        image_encoder = ImageEncoder.from_folder(root / "parts", tokens="hidden")
+        text_encoder = TextEncoder.from_folder(root / "parts", layer="penultimate")
+        null = NullCondition(
+            text_embeds=text_encoder.encode("").tokens, image_embeds=image_encoder.encode_grey()
+        )
+        folders = {}
+        for family in ("dynamicrafter", "videocrafter1"):
+            model = cil.models.build(
+                family,
+                first_stage=AutoencoderKLFirstStage(vae.eval().requires_grad_(False)),
+                encoders=root / "parts",
+                text_encoder=root / "parts",
+                null_condition=null,
+                dropout=0.1,
+                **TOY_LVDM,
+            )
+            for parameter in model.network.parameters():  # no branch is silent
+                parameter.data += 0.05 * torch.randn(parameter.shape)
+            folders[family] = root / family
+            model.save(folders[family])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def toy_i2vgenxl(tmp_path_factory, clip_tokenizer):
+    """Folder of an I2VGen-XL pipeline at toy size; its autoencoder has no noise to speak of."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessor,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    folder = tmp_path_factory.mktemp("i2vgenxl") / "toy-i2vgenxl"
+    words = clip_tokenizer(folder / "tokenizer")
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        unet = I2VGenXLUNet(
+            sample_size=8,
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=4,
+        )
+        for name, value in unet.named_parameters():  # no layer that starts at zero stays silent
+            value.data += 0.05 * torch.randn(value.shape) * ("norm" not in name)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=32,
+        )
+        vae.quant_conv.weight.data[4:] = 0.0  # diffusers' pipeline draws the image's latents
+        vae.quant_conv.bias.data[4:] = -30.0
+        vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(**small, image_size=32, patch_size=16)
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                **small,
+                vocab_size=words,
+                max_position_embeddings=12,
+                bos_token_id=words - 2,
+                eos_token_id=words - 1,
+                pad_token_id=words - 1,
+            )
+        )
+    I2VGenXLPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", model_max_length=12),
+        image_encoder=vision,
+        feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            clip_sample=False,
+            steps_offset=1,
+        ),
+    ).save_pretrained(folder)
+    return folder

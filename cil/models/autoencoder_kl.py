@@ -139,6 +139,11 @@ class AutoencoderKLFirstStage:
         return float(self._config["scaling_factor"])
 
     @property
+    def network_class(self) -> str:
+        """Name of the class in diffusers."""
+        return self._class
+
+    @property
     def latent_channels(self) -> int:
         """C, channels of the latents."""
         return int(self._config["latent_channels"])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError, DataError
 from cil.models.antialiased_resize import antialiased_resize
+from cil.models.centre_square import centre_square
 from cil.models.frames import as_frames
 from cil.models.pretrained import (
     architecture_of,
@@ -33,10 +34,11 @@ from cil.models.pretrained import (
 )
 from cil.models.storage import digest, read_json
 
-__all__ = ["EncodedCaption", "ImageEncoder", "TextEncoder"]
+__all__ = ["EncodedCaption", "ImageEncoder", "TextEncoder", "load_tokenizer"]
 
 Layer = Literal["last", "penultimate"]
 Tokens = Literal["pooled", "hidden"]
+Crop = Literal["none", "square"]
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,16 +57,18 @@ class ImageEncoder:
         std: tuple[float, ...] = _CLIP_STD,
         tokens: Tokens = "pooled",
         layer: Layer = "last",
+        crop: Crop = "none",
         device: str = "cpu",
         dtype: str = "float32",
     ) -> None:
         """Take a network; use ``from_folder``, where the arguments are described."""
         _check_choice("tokens", tokens, get_args(Tokens))
+        _check_choice("crop", crop, get_args(Crop))
         _check_choice("layer", layer, get_args(Layer))
         if tokens == "pooled" and layer != "last":
             raise ConfigError("layer is for tokens 'hidden'; the pooled token is of the last layer")
         self._device, self._dtype = check_device(device), check_dtype(dtype)
-        self._tokens, self._layer = tokens, layer
+        self._tokens, self._layer, self._crop = tokens, layer, crop
         self._mean, self._std = mean, std
         self._size = int(network.config.image_size)
         settings = {
@@ -74,6 +78,7 @@ class ImageEncoder:
             "std": std,
             "tokens": tokens,
             "layer": layer,
+            **({} if crop == "none" else {"crop": crop}),
         }
         self._digest = digest(settings, network.state_dict())
         self._network = nn.Module.to(network, device=self._device, dtype=self._dtype)
@@ -85,6 +90,7 @@ class ImageEncoder:
         *,
         tokens: Tokens = "pooled",
         layer: Layer = "last",
+        crop: Crop = "none",
         device: str = "cpu",
         dtype: str = "float32",
     ) -> Self:
@@ -97,6 +103,8 @@ class ImageEncoder:
             tokens: ``pooled`` for one projected token (Stable Video Diffusion); ``hidden`` for
                 the class token and one per patch, neither normed nor projected (DynamiCrafter).
             layer: of the ``hidden`` tokens; ``penultimate`` skips the last block.
+            crop: ``none`` shows the whole image, its sides squeezed to a square (Stable Video
+                Diffusion, DynamiCrafter); ``square`` its centre square (I2VGen-XL).
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: ``float32`` or ``bfloat16``.
 
@@ -123,12 +131,13 @@ class ImageEncoder:
             std=std,
             tokens=tokens,
             layer=layer,
+            crop=crop,
             device=device,
             dtype=dtype,
         )
 
     def encode(self, frame: Any) -> Tensor:
-        """Make the tokens of one image, resized whole to the encoder's square, not cropped.
+        """Make the tokens of one image, resized to the encoder's square.
 
         Args:
             frame: (H, W, 3) uint8 RGB, a torch tensor or a numpy array.
@@ -139,9 +148,26 @@ class ImageEncoder:
         Raises:
             DataError: another shape or dtype.
         """
-        pixels = as_frames(frame[None]).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        frames = as_frames(frame[None])
+        if self._crop == "square":
+            frames = centre_square(frames[0], self._size)[None]
+        pixels = frames.to(self._device).permute(0, 3, 1, 2)
+        return self._encode(pixels.float() / 127.5 - 1.0)
+
+    def encode_grey(self) -> Tensor:
+        """Make the tokens of an image that is grey all over: (L, D) float32 on the CPU.
+
+        Grey is the zero of pixels in [-1, 1], which no uint8 image is; networks are trained with it
+        in place of an image that was dropped.
+        """
+        return self._encode(torch.zeros(1, 3, self._size, self._size, device=self._device))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Encode pixels in [-1, 1], (1, 3, H, W)."""
         with exact_arithmetic(self._device):
-            pixels = antialiased_resize(pixels, self._size, self._size) / 2.0 + 0.5
+            if self._crop == "none":
+                pixels = antialiased_resize(pixels, self._size, self._size)
+            pixels = pixels / 2.0 + 0.5
             mean, std = (pixels.new_tensor(c)[:, None, None] for c in (self._mean, self._std))
             hidden = self._tokens == "hidden"
             out = self._network(
@@ -249,7 +275,7 @@ class TextEncoder:
             raise ConfigError(f"max_length must be {allowed} for {name}, got {length}")
         return cls(
             network,
-            _load_tokenizer(words),
+            load_tokenizer(words),
             max_length=length,
             layer=layer,
             device=device,
@@ -302,7 +328,7 @@ class TextEncoder:
         return torch.where(mask[0, :, None].bool(), tokens, torch.zeros_like(tokens))
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """Read a tokenizer; only its own files, never code that lies beside them."""
     library = import_transformers()
     try:

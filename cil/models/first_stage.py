@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from cil.errors import ConfigError, DataError
 from cil.models.base import FirstStage
-from cil.models.pretrained import check_dtype
+from cil.models.pretrained import check_dtype, part_of
 from cil.models.storage import read_json
 
-__all__ = ["FirstStageOptions", "load_first_stage", "takes_no_options"]
+__all__ = ["FirstStageOptions", "latent_layout", "load_first_stage", "takes_no_options"]
 
 _PATCH_PCA = ("cil.models.patch_pca", "PatchPCA")
 _AUTOENCODER_KL = ("cil.models.autoencoder_kl", "AutoencoderKLFirstStage")
@@ -90,6 +90,33 @@ def load_first_stage(path: str | Path, *, options: FirstStageOptions | None = No
             "defaults"
         )
     return cast(FirstStage, _class(_KINDS[kind]).load(folder))
+
+
+def latent_layout(path: str | Path) -> tuple[int, int]:
+    """Read the latent channels and the downsampling of a first stage, without its weights.
+
+    Args:
+        path: as for ``load_first_stage``.
+
+    Returns:
+        C, and pixels per latent each way.
+
+    Raises:
+        DataError: no such folder, or a damaged one.
+    """
+    folder = Path(path)
+    if takes_no_options(folder):  # small
+        codec = load_first_stage(folder)
+        return codec.latent_channels, codec.downsampling
+    described = part_of(folder, "vae") / "config.json"
+    config = read_json(described)
+    channels, stages = config.get("latent_channels"), config.get("block_out_channels")
+    if not isinstance(channels, int) or not isinstance(stages, list) or not stages:
+        raise DataError(
+            f"{described} must give latent_channels and block_out_channels, got {channels} and "
+            f"{stages}; take the config.json that the weights were published with"
+        )
+    return channels, int(2 ** (len(stages) - 1))
 
 
 def _class(where: tuple[str, str]) -> Any:

@@ -1,4 +1,4 @@
-"""Which layers of the network of Stable Video Diffusion, as diffusers builds it, are trained.
+"""The network of Stable Video Diffusion as diffusers builds it: how it is called, what is trained.
 
 These mix frames:
 
@@ -9,9 +9,12 @@ All others see one frame at a time, or no frame at all: the embeddings of noise 
 LoRA adapts the linear layers of all attention, over places, frames and the image's tokens.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["SVD_LORA_TARGETS", "svd_temporal_parameters"]
+from cil.losses import Network, NetworkInputs
+
+__all__ = ["SVD_LORA_TARGETS", "svd_network_call", "svd_temporal_parameters"]
 
 SVD_LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """Ends of the names of the linear layers of every attention: queries, keys, values, output."""
@@ -27,3 +30,31 @@ def svd_temporal_parameters(network: nn.Module) -> frozenset[str]:
     """
     names = (name for name, _ in network.named_parameters())
     return frozenset(name for name in names if _TEMPORAL & set(name.split(".")))
+
+
+def svd_network_call(
+    network: nn.Module, *, fps_id: Tensor, motion_bucket_id: Tensor, dtype: torch.dtype
+) -> Network:
+    """Return prediction = call(NetworkInputs).
+
+    Args:
+        network: a ``UNetSpatioTemporalConditionModel`` of diffusers, or a wrapper of one.
+        fps_id: (B,) what the network is told of the frame rate.
+        motion_bucket_id: (B,) 0..255.
+        dtype: of the network's weights.
+    """
+
+    def call(inputs: NetworkInputs) -> Tensor:
+        sigma_cond = inputs.sigma_cond
+        ids = [fps_id.to(sigma_cond), motion_bucket_id.to(sigma_cond), sigma_cond]
+        assert inputs.tokens is not None
+        prediction: Tensor = network(
+            inputs.concatenated().to(dtype),
+            inputs.time,
+            inputs.tokens.to(dtype),
+            torch.stack(ids, dim=1),
+            return_dict=False,
+        )[0]
+        return prediction.float()
+
+    return call

@@ -18,113 +18,45 @@ import torch
 from torch import Tensor, nn
 
 from cil.errors import ConfigError, DataError
-from cil.losses import Network, NetworkInputs
-from cil.models.base import FORMAT_VERSION, Condition, FirstStage
+from cil.losses import Network
+from cil.models.adapter import ModelAdapter
+from cil.models.base import FORMAT_VERSION, ClipConditions, FirstStage
 from cil.models.first_stage import load_first_stage
 from cil.models.frames import as_frames
 from cil.models.storage import read_json, read_tensors, write_json
-from cil.models.svd_layers import SVD_LORA_TARGETS, svd_temporal_parameters
+from cil.models.svd_layers import (
+    SVD_LORA_TARGETS,
+    svd_network_call,
+    svd_temporal_parameters,
+)
 from cil.models.tiny_config import TinyConfig
-from cil.noise_schedule import EDMSchedule
-from cil.parameterization import Parameterization, input_scale, to_denoised
-from cil.shapes import append_dims, check_shape
+from cil.parameterization import Parameterization
 
 __all__ = ["TinyConfig", "TinyModel", "build", "load"]
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives
 
 
-class TinyModel:
+class TinyModel(ModelAdapter):
     """A tiny network, its first stage and its settings. Implements ``ImageToVideoModel``."""
 
     family = "tiny"
     parameterization = Parameterization.EDM
-
-    def __init__(
-        self, *, config: TinyConfig, network: nn.Module, first_stage: FirstStage | None
-    ) -> None:
-        if first_stage is not None:
-            got = first_stage.latent_channels, first_stage.downsampling
-            want = config.latent_channels, config.downsampling
-            if got != want:
-                raise ConfigError(
-                    f"model.latent_channels and model.downsampling are {want}, the first stage has "
-                    f"{got}; make them equal"
-                )
-        self.config = config
-        self.network = network
-        self._first_stage = first_stage
-
-    @property
-    def first_stage(self) -> FirstStage:
-        """The codec; a ``ConfigError`` when the model was built without one."""
-        if self._first_stage is None:
-            raise ConfigError("this model has no first stage; pass first_stage= to build()")
-        return self._first_stage
-
-    @property
-    def schedule(self) -> EDMSchedule:
-        """Noise levels of training and sampling."""
-        return self.config.schedule
-
-    @property
-    def latents_shape(self) -> tuple[int, int, int, int]:
-        """(F, C, h, w) of one clip."""
-        return self.config.latents_shape
-
-    @property
-    def conditioning_scale(self) -> float:
-        """The scaling factor: conditioning latents look like the clean ones."""
-        return self.first_stage.scaling_factor
+    told_motion_of_clips = False
 
     def encode_condition(self, frame: Any) -> Tensor:
         """Make the image token, zeros whatever the image (H, W, 3) uint8: (1, D) float32."""
         as_frames(frame[None])
         return torch.zeros(1, self.config.cross_attention_dim)
 
-    def clean_condition(self, frame: Any, *, num_clips: int = 1) -> Condition:
-        """Condition on one image without noise, and declare none.
-
-        Args:
-            frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
-            num_clips: B, rows of the batch, all alike.
-
-        Returns:
-            The condition, float32 on the CPU.
-        """
-        latents = self.first_stage.encode(frame[None]).mean * self.conditioning_scale
-        check_shape("the image's latents", latents[0], "C h w", **self._latent_sizes())
-        tokens = self.encode_condition(frame)
-        rows = torch.ones(num_clips)
-        return Condition(
-            conditioning_latents=latents.expand(num_clips, *self.latents_shape),
-            image_embeds=tokens.expand(num_clips, *tokens.shape),
-            fps=rows * self.config.fps,
-            motion_bucket_id=rows * self.config.motion_bucket_id,
-            sigma_cond=rows * 0.0,
+    def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
+        """Return what training's loss calls; the network is told the frame rate as it is."""
+        return svd_network_call(
+            self.network if network is None else network,
+            fps_id=clips.fps,
+            motion_bucket_id=clips.motion_bucket_id,
+            dtype=next(self.network.parameters()).dtype,
         )
-
-    def network_call(
-        self, *, fps: Tensor, motion_bucket_id: Tensor, network: nn.Module | None = None
-    ) -> Network:
-        """Return what training's loss calls; see ``ImageToVideoModel.network_call``."""
-        called = self.network if network is None else network
-        dtype = next(self.network.parameters()).dtype
-
-        def call(inputs: NetworkInputs) -> Tensor:
-            sigma_cond = inputs.sigma_cond
-            ids = [fps.to(sigma_cond), motion_bucket_id.to(sigma_cond), sigma_cond]
-            assert inputs.tokens is not None
-            prediction: Tensor = called(
-                inputs.concatenated().to(dtype),
-                inputs.time,
-                inputs.tokens.to(dtype),
-                torch.stack(ids, dim=1),
-                return_dict=False,
-            )[0]
-            return prediction.float()
-
-        return call
 
     def temporal_parameters(self) -> frozenset[str]:
         """Return the names of the network's parameters that mix frames, as in its state dict."""
@@ -133,34 +65,6 @@ class TinyModel:
     def lora_targets(self) -> tuple[str, ...]:
         """Return the linear layers that LoRA adapts, by the ends of their names."""
         return SVD_LORA_TARGETS
-
-    def denoise(
-        self,
-        noisy: Tensor,
-        sigma: Tensor,
-        condition: Condition,
-        *,
-        network: nn.Module | None = None,
-    ) -> Tensor:
-        """Estimate the clean latents; see ``ImageToVideoModel.denoise``."""
-        check_shape("noisy", noisy, "B F C h w", **self._latent_sizes())
-        sigma = sigma.float()
-        alpha = torch.ones_like(sigma)
-        c_in = append_dims(input_scale(self.parameterization, sigma), noisy.ndim)
-        call = self.network_call(
-            fps=condition.fps, motion_bucket_id=condition.motion_bucket_id, network=network
-        )
-        prediction = call(
-            NetworkInputs(
-                noisy=c_in * noisy,
-                time=self.schedule.network_time(sigma),
-                conditioning_latents=condition.conditioning_latents,
-                tokens=condition.image_embeds,
-                sigma_cond=condition.sigma_cond,
-                keep=alpha,
-            )
-        )
-        return to_denoised(prediction, noisy, self.parameterization, alpha=alpha, sigma=sigma)
 
     def save(self, folder: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write the model folder; ``state_dict`` replaces the network's own weights, for EMA."""
@@ -173,11 +77,6 @@ class TinyModel:
         self.first_stage.save(folder / "first_stage")
         named = {"format_version": FORMAT_VERSION, "family": self.family}
         write_json(folder / "model.json", {**named, **asdict(self.config)})
-
-    def _latent_sizes(self) -> dict[str, int]:
-        """Return the sizes that every clip's latents must have, by letter."""
-        _, channels, rows, columns = self.latents_shape
-        return {"C": channels, "h": rows, "w": columns}
 
 
 def build(*, seed: int = 0, first_stage: FirstStage | None = None, **config: Any) -> TinyModel:

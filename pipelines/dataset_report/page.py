@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config import redact_uri
 from pipelines.dataset_report.details import Details
 from pipelines.dataset_report.histograms import Bin, Histogram
+from pipelines.pages import page_environment
 from pipelines.report import RunReport
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 _TEMPLATE = "page.html"
-_LONGEST_NAME = 64
-_LONGEST_MESSAGE = 200
 _STAGES = {
     "list": "Not usable as listed",
     "read": "Could not be read",
@@ -75,97 +74,9 @@ def render(
 
 @cache
 def _template() -> "Template":
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines.dataset_report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (_count, _share, _size, _duration, _number, _name, _message, _setting, _largest)
-    environment.filters.update({each.__name__.removeprefix("_"): each for each in filters})
+    environment = page_environment("pipelines.dataset_report")
+    environment.filters["largest"] = _largest
     return environment.get_template(_TEMPLATE)
-
-
-def _printable(value: Any) -> Any:
-    """Show what cannot be printed (line ends, direction marks, odd bytes) as escapes."""
-    if not isinstance(value, str) or value.isprintable() or hasattr(value, "__html__"):
-        return value
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in value
-    )
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _share(part: float, whole: float) -> str:
-    """Return a share in percent; only nothing is 0%, and only all is 100%."""
-    if not whole:
-        return ""
-    percent = 100 * part / whole
-    if part and percent < 0.1:
-        return "<0.1%"
-    if part < whole and percent > 99.9:
-        return ">99.9%"
-    return f"{percent:.0f}%" if part in (0, whole) else f"{percent:.1f}%"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.3g} {unit}"
-
-
-def _duration(hours: float) -> str:
-    seconds = hours * 3600
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.3g} min"
-    return f"{hours:,.1f} h"
-
-
-def _number(value: float | None) -> str:
-    """Return a measure with three digits, without an exponent."""
-    if value is None:
-        return ""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.4f}"
-
-
-def _name(value: str) -> str:
-    """Shorten a long name in its middle, where it matters least."""
-    return _shortened(value, _LONGEST_NAME)
-
-
-def _message(value: str) -> str:
-    return _shortened(value, _LONGEST_MESSAGE)
-
-
-def _shortened(value: str, longest: int) -> str:
-    text = str(_printable(value))
-    if len(text) <= longest:
-        return text
-    end = longest // 3
-    return f"{text[: longest - end - 1]}…{text[-end:]}"
-
-
-def _setting(value: Any) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "not set"
-    return str(value)
 
 
 def _largest(shown: Histogram) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from pipelines.__main__ import _COMMANDS, _main
+from pipelines.__main__ import _main
+from pipelines.command_texts import COMMANDS
 from pipelines.sample import SampleArguments
 
 ROOT = Path(__file__).parents[2]
@@ -49,19 +50,25 @@ def test_make_targets_exist(arguments):
 
 
 @pytest.mark.parametrize("arguments", commands("cil"), ids=" ".join)
-def test_cil_commands_parse(arguments, monkeypatch, capsys):
+def test_cil_commands_parse(arguments, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     command, *rest = arguments
     if "--config" in rest and (ROOT / rest[rest.index("--config") + 1]).exists():
+        if "pretrained" in (ROOT / rest[rest.index("--config") + 1]).read_text():
+            for part in ("unet", "image_encoder", "text_encoder", "tokenizer"):
+                (tmp_path / part).mkdir()  # stands for the weights that a user has downloaded
+            arguments = [*arguments, "--model.pretrained", str(tmp_path)]
         assert _main([*arguments, "--dry-run"]) == 0
         assert "time_noise:" in capsys.readouterr().out
+    elif command == "sweep":
+        assert _main([*arguments, "--dry-run"]) == 0
     elif command == "sample":
         assert tyro.cli(SampleArguments, args=rest).model
     else:
-        assert command in {*_COMMANDS, "STAGE"}
+        assert command in {*COMMANDS, "STAGE"}
 
 
-@pytest.mark.parametrize("command", sorted(_COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_each_command_has_help(command, capsys):
     assert _main([command, "--help"]) == 0
     assert f"usage: cil {command}" in capsys.readouterr().out
@@ -130,7 +137,7 @@ def test_the_table_of_settings_has_every_setting():
         "| `train.num_steps` | integer >= 1 | 400 | Optimiser steps. |",
         "| `sample.start_time` | number > 0, <= 1 | 0.94 |",
         "| `first_stage.path` | text, or null | null |",
-        "| `model.block_out_channels` | list of integer >= 1 (2 or more) | [32, 64] |",
+        "| `model.block_out_channels` | list of integer >= 1 (2 or more), or null | null |",
         "| `time_noise.beta_m` | number, or null | null |",
     ):
         assert line in page

@@ -52,6 +52,8 @@ def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
         "import cil; cil.TimeNoise.preset('mild')",
         "import cil.models; assert 'tiny' in cil.models.families()",
         "import cil.models.autoencoder_kl, cil.models.condition_encoders",
+        "import cil.models.checkpoint_files, cil.models.strict_loading",
+        "from cil.models.lvdm import checkpoint, open_clip_folders, schedule_buffers, vae",
         "import kernels; assert 'torch' not in sys.modules",
     ],
 )

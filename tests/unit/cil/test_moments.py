@@ -68,6 +68,13 @@ def test_merge_leaves_the_other_alone():
     assert torch.equal(b.mean, before)
 
 
+def test_the_state_is_contiguous_whatever_the_latents_are():
+    latents = torch.randn(2, 3, 8, 8, 4, dtype=torch.float64).permute(0, 1, 4, 2, 3)
+    moments = LatentMoments().update(latents)
+    assert all(value.is_contiguous() for value in moments.state_dict().values())
+    torch.testing.assert_close(moments.mean, latents.mean(dim=0))
+
+
 def test_the_posterior_joins_by_the_law_of_total_variance():
     generator = torch.Generator().manual_seed(5)
     mean = clips(6, offset=1.0)

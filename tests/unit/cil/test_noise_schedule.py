@@ -69,6 +69,7 @@ ALL = [
     SCHEDULE,
     VPSchedule(),
     VPSchedule(zero_terminal_snr=True, base_scale=0.7),
+    VPSchedule(beta_schedule="squaredcos_cap_v2", zero_terminal_snr=True),
     FlowSchedule(logit_mean=0.3, logit_std=0.8, shift=3.0),
 ]
 
@@ -97,8 +98,9 @@ def test_noise_to_signal_and_level_are_inverse(schedule, u):
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
-def test_every_vp_timestep_is_found_again(zero_snr):
-    schedule = VPSchedule(zero_terminal_snr=zero_snr)
+@pytest.mark.parametrize("beta_schedule", ["scaled_linear", "squaredcos_cap_v2"])
+def test_every_vp_timestep_is_found_again(zero_snr, beta_schedule):
+    schedule = VPSchedule(zero_terminal_snr=zero_snr, beta_schedule=beta_schedule)
     timesteps = torch.arange(1000)
     ratio = schedule.noise_to_signal(timesteps.double())
     assert torch.equal(schedule.level_of(ratio), timesteps)

@@ -115,15 +115,17 @@ def test_ddim_agrees_with_diffusers(prediction, spacing, name, eta):
     assert relative(got, expected) < 1e-6
 
 
-def test_zero_terminal_snr_agrees_with_diffusers():
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("beta_schedule", ["scaled_linear", "squaredcos_cap_v2"])
+def test_the_tables_of_a_schedule_agree_with_diffusers(beta_schedule, zero_snr):
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
-        beta_schedule="scaled_linear",
-        rescale_betas_zero_snr=True,
+        beta_schedule=beta_schedule,
+        rescale_betas_zero_snr=zero_snr,
     )
-    ours = VPSchedule(zero_terminal_snr=True).alphas_cumprod
+    ours = VPSchedule(beta_schedule=beta_schedule, zero_terminal_snr=zero_snr).alphas_cumprod
     torch.testing.assert_close(
         ours.sqrt().float(), scheduler.alphas_cumprod.sqrt(), rtol=0, atol=2e-6
     )

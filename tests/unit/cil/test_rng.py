@@ -127,6 +127,7 @@ def test_streams_are_numbered_for_ever():
         "CONDITIONING_FRAME": 13,
         "PIXEL_NOISE": 14,
         "BATCH_ORDER": 15,
+        "NETWORK_DROPOUT": 16,
     }
 
 

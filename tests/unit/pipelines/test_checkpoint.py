@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from cil.errors import DataError
 from pipelines.checkpoint import TrainState, checkpoint_bytes, load_checkpoint, save_checkpoint
+from pipelines.checkpoint_sums import check_sums, write_sums
 from pipelines.train_state import read_state
 from pipelines.weight_average import ShardedEma
 
@@ -112,7 +113,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     before = [shard.clone() for shard in ema.shards]
     folder = saved(tmp_path / "checkpoint", engine, ema)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["ema.safetensors", "state", "train_state.json"]
+    assert names == ["ema.safetensors", "sha256", "state", "train_state.json"]
     fresh = ShardedEma(FakeEngine(5.0), 0.9)
     expected = replace(STATE, num_steps=0, num_clips_seen=0, epoch=None)
     state = load_checkpoint(folder, engine=engine, ema=fresh, expected=expected, rank=0)
@@ -202,6 +203,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, difference):
         average["bias"] = torch.zeros(3)
         words = r"bias has the shape \(3,\) there and \(2,\) here"
     save_file(average, folder / "ema.safetensors")
+    write_sums(folder, 0)
     with pytest.raises(DataError, match=words):
         load_checkpoint(folder, engine=engine, ema=ema, expected=STATE, rank=0)
 
@@ -234,6 +236,34 @@ def test_a_checkpoint_that_deepspeed_cannot_load_is_refused(tmp_path):
     engine.loads = False
     with pytest.raises(DataError, match=r"DeepSpeed could not load .* is it complete\?"):
         load_checkpoint(folder, engine=engine, ema=ema, expected=STATE, rank=0)
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "state/weights.pt", "train_state.json"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_one_flipped_bit_is_found_by_one_of_the_workers(tmp_path, name, world_size):
+    folder = saved(tmp_path / "checkpoint", FakeEngine(), ShardedEma(FakeEngine(), 0.9))
+    for rank in range(world_size):
+        check_sums(folder, part=rank, num_parts=world_size)
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = []
+    for rank in range(world_size):
+        try:
+            check_sums(folder, part=rank, num_parts=world_size)
+        except DataError as error:
+            found.append(str(error))
+    assert len(found) == 1
+    assert f"{folder} is damaged: {name} was written with" in found[0]
+
+
+def test_hashes_that_name_other_places_are_refused(tmp_path):
+    folder = saved(tmp_path / "checkpoint", FakeEngine(), ShardedEma(FakeEngine(), 0.9))
+    sums = folder / "sha256" / "rank0.json"
+    sums.write_text(json.dumps({"files": {"../other": "0" * 64}}))
+    with pytest.raises(DataError, match=r"names '\.\./other', which is not in the checkpoint"):
+        check_sums(folder)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +411,10 @@ def test_without_zero_rank_0_writes_for_all(tmp_path):
         folder.mkdir()
         save_checkpoint(folder, engine=engine, ema=ema, state=STATE, rank=rank)
     written = [sorted(path.name for path in (tmp_path / rank).iterdir()) for rank in "01"]
-    assert written == [["ema.safetensors", "state", "train_state.json"], ["state"]]
+    assert written == [
+        ["ema.safetensors", "sha256", "state", "train_state.json"],
+        ["sha256", "state"],
+    ]
     for rank in (0, 1):
         fresh = ShardedEma(FakeEngine(7.0), 0.5)
         load_checkpoint(tmp_path / "0", engine=engine, ema=fresh, expected=STATE, rank=rank)

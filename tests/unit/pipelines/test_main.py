@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from cil.errors import ConfigError, DataError, StageError
-from pipelines.__main__ import _COMMANDS, _EXAMPLES, _main, main
+from pipelines.__main__ import _main, main
+from pipelines.command_texts import COMMANDS, EXAMPLES
 from pipelines.config import load_config, validate_config
 from pipelines.report import RunReport
 
@@ -79,21 +80,26 @@ def test_what_needs_no_command_imports_nothing_heavy(arguments):
 def test_help_names_every_command_and_an_example(cil):
     code, out, err = cil("--help")
     assert (code, err) == (0, "")
-    for command, text in _COMMANDS.items():
+    for command, text in COMMANDS.items():
         assert f"  {command:<10}{text}" in out
     assert "cil run --config configs/demo.yaml" in out
     assert cil("help") == cil("-h") == (code, out, err)
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_an_example_and_its_settings(cil, command):
     code, out, err = cil(command, "--help")
     assert (code, err) == (0, "")
     words = " ".join(out.split())
-    example = _EXAMPLES.get(command, "cil verify build/demo/run/dataset")
+    example = EXAMPLES.get(command, "cil verify build/demo/run/dataset")
     assert " ".join(example.split()[:4]) in words
     assert f"cil {command}" in words
-    settings = {"sample": "--start-time", "verify": "DATASET", "export": "--weights"}
+    settings = {
+        "sample": "--start-time",
+        "verify": "DATASET",
+        "export": "--weights",
+        "import": "--tokenizer",
+    }
     assert settings.get(command, "--train.learning-rate") in words
 
 
@@ -340,3 +346,48 @@ def test_main_exits_with_the_code():
     with pytest.raises(SystemExit) as stop:
         main(["zzz"])
     assert stop.value.code == 2
+
+
+# -- sweep --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--only", "naive"], ["x.yaml", "--config", "configs/demo.yaml"]]
+)
+def test_a_sweep_takes_its_file_first(cil, arguments):
+    code, out, err = cil("sweep", *arguments)
+    assert (code, out) == (2, "")
+    assert "give the sweep file first, without --config: cil sweep FILE" in err
+
+
+@pytest.mark.parametrize(("failed", "code"), [(0.0, 0), (1.0, 1)])
+def test_a_sweep_passes_its_options_on_and_fails_with_its_arms(
+    cil, monkeypatch, tmp_path, failed, code
+):
+    from pipelines.sweep import command
+
+    calls = []
+
+    def run_sweep(sweep, options, *, debug):
+        calls.append((sweep, options, debug))
+        return report("sweep", metrics={"failed": failed})
+
+    monkeypatch.setattr(command, "run_sweep", run_sweep)
+    path = tmp_path / "two.yaml"
+    path.write_text("base: {}\narms: {naive: {time_noise.preset: none}, base: {}}\n")
+    options = ["--only", "naive", "--fail-fast", "--json", "--register"]
+    found, out, _ = cil("sweep", str(path), *options, "--train.num-steps", "7")
+    assert found == code
+    assert json.loads(out.splitlines()[-1])["sweep"]["metrics"] == {"failed": failed}
+    ((sweep, given, _),) = calls
+    assert given == command.SweepOptions(only=("naive",), fail_fast=True, register=True)
+    assert {run.config.train.num_steps for run in sweep.runs} == {7}
+
+
+def test_a_sweep_shows_its_arms_without_running_them(cil, tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text("base: {}\narms: {naive: {time_noise.preset: none}, base: {}}\n")
+    code, out, err = cil("sweep", str(path), "--dry-run", "--json")
+    assert code == 0
+    assert sorted(json.loads(out.splitlines()[-1])["sweep"]["outputs"]["arms"]) == ["base", "naive"]
+    assert "time_noise.preset: mild -> none" in err

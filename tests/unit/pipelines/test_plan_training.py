@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cil.losses import NetworkInputs
-from cil.models import build
+from cil.models import ClipConditions, build
 from pipelines import memory_advice
 from pipelines.__main__ import _main
 from pipelines.activations import MeasuredNetwork, measure_network
@@ -39,7 +39,7 @@ def saved_bytes(model, clips):
 
     latents, ones = torch.randn(clips, *model.latents_shape), torch.ones(clips)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.network_call(fps=ones, motion_bucket_id=ones)(
+        model.network_call(ClipConditions(fps=ones, motion_bucket_id=ones, frame_stride=ones))(
             NetworkInputs(
                 noisy=latents,
                 time=ones,

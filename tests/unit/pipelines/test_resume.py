@@ -8,6 +8,7 @@ import pytest
 
 from cil.errors import DataError, StageError
 from pipelines import checkpoint_writer, resume
+from pipelines.checkpoint_sums import write_sums
 from pipelines.checkpoint_writer import CheckpointWriter
 from pipelines.resume import KeepSnapshot, convert, last_checkpoint, prepare_resume
 from pipelines.train_state import TrainState
@@ -22,8 +23,15 @@ def write_run(folder, *names, latest=None):
         (folder / name / "state").mkdir(parents=True)
         (folder / name / "state" / "weights.pt").write_bytes(b"0" * 100)
         (folder / name / "train_state.json").write_text(json.dumps(asdict(STATE)))
-    result = {"checkpoint_dir_name": latest or names[-1]} if names else None
-    snapshot = {"ray_version": "2", "latest_checkpoint_result": result}
+    committed = names if latest is None else names[: names.index(latest) + 1]
+    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {}} for name in committed]
+    snapshot = {
+        "ray_version": "2",
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(1, 2 * len(results), 2)),
+        "latest_checkpoint_result": results[-1] if results else None,
+        "current_report_index": 2 * len(results),
+    }
     (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
     return folder
 
@@ -68,6 +76,38 @@ def test_what_was_not_committed_is_deleted(tmp_path):
     (tmp_path / "never" / "checkpoint_1").mkdir(parents=True)
     assert prepare_resume(tmp_path, tmp_path / "never", STATE) is None
     assert list((tmp_path / "never").iterdir()) == []
+
+
+def test_a_deleted_checkpoint_leads_to_the_one_before(tmp_path):
+    folder = write_run(tmp_path / "run", "checkpoint_1", "checkpoint_2", "checkpoint_3")
+    shutil.rmtree(folder / "checkpoint_3")
+    shutil.rmtree(folder / "checkpoint_1")
+    assert last_checkpoint(folder) == folder / "checkpoint_2"
+    snapshot = json.loads((folder / "checkpoint_manager_snapshot.json").read_bytes())
+    assert [each["checkpoint_dir_name"] for each in snapshot["checkpoint_results"]] == [
+        "checkpoint_2"
+    ]
+    assert snapshot["checkpoint_report_indices"] == [3]
+    assert snapshot["current_report_index"] == 6
+    assert last_checkpoint(folder) == folder / "checkpoint_2", "the second time as well"
+    shutil.rmtree(folder / "checkpoint_2")
+    with pytest.raises(DataError, match=r"all checkpoints of .* were deleted; delete it as well"):
+        last_checkpoint(folder)
+
+
+@pytest.mark.parametrize("damage", ["state", "bit"])
+def test_a_damaged_checkpoint_says_how_to_go_on_from_the_one_before(tmp_path, damage):
+    folder = write_run(tmp_path / "run", "checkpoint_1", "checkpoint_2")
+    write_sums(folder / "checkpoint_2", 0)
+    name = "train_state.json" if damage == "state" else "state/weights.pt"
+    (folder / "checkpoint_2" / name).write_bytes(b"{")
+    with pytest.raises(DataError) as caught:
+        prepare_resume(tmp_path, folder, STATE)
+    assert f"the checkpoint in {folder / 'checkpoint_2'} is damaged" in str(caught.value)
+    assert str(caught.value).endswith(
+        f"To go on from checkpoint_1 instead, delete {folder / 'checkpoint_2'} and run the same "
+        "command again"
+    )
 
 
 # -- before anything is started -------------------------------------------------------------------

@@ -178,6 +178,14 @@ def test_several_buckets_are_checked_and_counted(config, small_shards, tmp_path)
         run_without_ray(change(several, train={"bucket": "16x16x4", **workers}))
 
 
+def test_a_data_set_for_another_model_is_refused_before_anything_starts(encoded_run, tmp_path):
+    output = {"dir": str(tmp_path / "run"), "dataset": str(encoded_run.dataset)}
+    other = change(encoded_run.config, model={"cross_attention_dim": 64}, output=output)
+    with pytest.raises(ConfigError, match=r"data set have the width 32, .*family tiny takes 64"):
+        run_without_ray(other)
+    assert not (tmp_path / "run" / "train" / "config.yaml").exists()
+
+
 def test_triton_without_a_gpu_is_refused_before_anything_starts(config):
     with pytest.raises(ConfigError, match=r"time_noise\.impl 'triton' needs a GPU"):
         run_without_ray(change(config, time_noise={"impl": "triton"}))

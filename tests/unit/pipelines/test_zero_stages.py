@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from cil.losses import denoising_loss, draw_training
+from cil.models import ClipConditions
 from cil.rng import Stream, normal
 from pipelines.data_order import DataOrder
 from pipelines.dataset import open_dataset
@@ -137,8 +138,11 @@ def train_plainly(config, *, only=None, steps=STEPS, dtype=torch.float32):
         )
         result = denoising_loss(
             model.network_call(
-                fps=torch.full((4,), config.data.fps),
-                motion_bucket_id=torch.full((4,), float(config.model.motion_bucket_id)),
+                ClipConditions(
+                    fps=torch.full((4,), config.data.fps),
+                    motion_bucket_id=torch.full((4,), 127.0),
+                    frame_stride=torch.ones(4),
+                )
             ),
             clean,
             (mean[:, :1] + std[:, :1] * first) * model.conditioning_scale,

@@ -7,6 +7,7 @@ The specification holds the configuration and the cases; rank 0 writes what came
 
 import json
 import os
+import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,7 +43,7 @@ def run_case(config, case, folder, rank, world_size):
     from deepspeed.utils import safe_get_full_fp32_param
     from safetensors.torch import save_file
 
-    from pipelines.checkpoint import TrainState, load_checkpoint, save_checkpoint
+    from pipelines.checkpoint import TrainState, load_checkpoint
     from pipelines.config import RunConfig, validate_config
     from pipelines.dataset import open_training_data
     from pipelines.engine import start_engine
@@ -100,7 +101,7 @@ def run_case(config, case, folder, rank, world_size):
             rank=rank,
             universal=Path(case["universal"]) if "universal" in case else None,
         )
-        save_checkpoint(folder / "again", engine=engine, ema=ema, state=state, rank=rank)
+        save(folder / "again", engine=engine, ema=ema, state=state, rank=rank)
     if case.get("masters"):
         remember()
     while state.num_steps < case.get("stop_after", train.num_steps):
@@ -116,7 +117,7 @@ def run_case(config, case, folder, rank, world_size):
         if case.get("masters"):
             remember()
         if state.num_steps == case.get("resume_after"):
-            save_checkpoint(folder, engine=engine, ema=ema, state=state, rank=rank)
+            save(folder, engine=engine, ema=ema, state=state, rank=rank)
             held = [shard.clone() for shard in ema.shards]
             torch.distributed.barrier()
             engine.destroy()
@@ -149,7 +150,7 @@ def run_case(config, case, folder, rank, world_size):
     )
     torch.distributed.all_reduce(sizes)
     result["master_elements"], result["optimiser_elements"] = sizes.tolist()
-    save_checkpoint(folder / "last", engine=engine, ema=ema, state=state, rank=rank)
+    save(folder / "last", engine=engine, ema=ema, state=state, rank=rank)
     if rank == 0:
         for number, step in enumerate(masters):
             save_file(
@@ -160,6 +161,25 @@ def run_case(config, case, folder, rank, world_size):
     resources.close()
     engine.destroy()
     return result
+
+
+def save(folder, *, engine, ema, state, rank):
+    """Write a checkpoint as training does: each rank in a folder of its own, then merged."""
+    import torch
+
+    from pipelines.checkpoint import save_checkpoint
+
+    own = folder / f".rank{rank}"
+    own.mkdir(parents=True)
+    save_checkpoint(own, engine=engine, ema=ema, state=state, rank=rank)
+    torch.distributed.barrier()
+    for path in sorted(own.rglob("*")):
+        if path.is_file():
+            place = folder / path.relative_to(own)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    shutil.rmtree(own)
+    torch.distributed.barrier()
 
 
 if __name__ == "__main__":

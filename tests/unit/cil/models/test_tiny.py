@@ -61,6 +61,7 @@ def test_the_network_is_given_what_svd_expects(model, noisy):
         image_embeds=torch.ones(2, 1, 32),
         fps=torch.tensor([8.0, 7.0]),
         motion_bucket_id=torch.tensor([127.0, 9.0]),
+        frame_stride=torch.ones(2),
         sigma_cond=torch.tensor([0.0, 1.5]),
     )
     denoised = model.denoise(noisy, sigma, condition, network=recorder)
@@ -199,7 +200,7 @@ def test_parts_that_do_not_fit_are_refused(codec, model):
         cil.models.build("tiny", first_stage=codec, latent_channels=5)
     with pytest.raises(ConfigError, match="no first stage; pass first_stage="):
         _ = cil.models.build("tiny", **SIZES).first_stage
-    with pytest.raises(ConfigError, match="unknown model family 'sora'; known: tiny"):
+    with pytest.raises(ConfigError, match=r"unknown model family 'sora'; known: .*tiny"):
         cil.models.build("sora")
     with pytest.raises(DataError, match=r"h = 4 in \(C h w\), got \(3, 8, 8\)"):
         model.clean_condition(picture(size=32))

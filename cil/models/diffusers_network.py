@@ -1,0 +1,173 @@
+"""Networks of diffusers in a pipeline folder: read strictly, built afresh, and their settings.
+
+A family that has a network of diffusers names it by a `NetworkKind`. Everything here refuses to
+guess: a number of heads or of groups shows in no weight, so with a wrong one a network loads and
+computes something else. The settings of a network are those in its ``unet/config.json``.
+"""
+
+import inspect
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from cil.errors import ConfigError, DataError
+from cil.models.base import FORMAT_VERSION
+from cil.models.pretrained import load_strictly
+from cil.models.storage import read_json, write_json
+
+__all__ = ["NetworkKind", "check_divides", "copy_part", "read_own_settings", "write_own_settings"]
+
+NETWORK_FOLDER = "unet"
+_STEM = "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkKind:
+    """A class of diffusers and the family that has it."""
+
+    family: str
+    """Name of the family, for messages."""
+    class_name: str
+    """Name of the class in diffusers."""
+    settings_name: str
+    """Name of the family's settings class, for messages."""
+
+    def config(self, folder: Path) -> dict[str, Any]:
+        """Read the network's settings from ``unet/config.json`` of a pipeline folder.
+
+        Raises:
+            DataError: no such file, or another network's.
+        """
+        path = folder / NETWORK_FOLDER / "config.json"
+        config = read_json(path)
+        if config.get("_class_name") != self.class_name:
+            raise DataError(
+                f"{path} describes a {config.get('_class_name')!r}, and the {self.family} family "
+                f"has a {self.class_name}; choose the family of these weights"
+            )
+        return {name: value for name, value in config.items() if not name.startswith("_")}
+
+    def new(self, settings: Mapping[str, Any]) -> nn.Module:
+        """Make the network with fresh weights; an argument that diffusers does not know is refused.
+
+        Args:
+            settings: arguments of the class, as in its config.json.
+
+        Raises:
+            ConfigError: an unknown setting, or settings that do not fit each other.
+        """
+        network = self._class()
+        known = set(inspect.signature(network.__init__).parameters) - {"self"}
+        given = {name: value for name, value in settings.items() if not name.startswith("_")}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown setting of an {self.family} model: {', '.join(unknown)}; known are the "
+                f"fields of {self.settings_name} and the network's: {', '.join(sorted(known))}"
+            )
+        try:
+            return cast(nn.Module, network(**given))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the network cannot be built: {error}") from error
+
+    def new_without_weights(self, settings: Mapping[str, Any]) -> nn.Module:
+        """Make the network on the meta device, where it takes no memory; see ``new``."""
+        with torch.device("meta"):
+            network = self.new(settings)
+        for module in network.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.device.type != "meta":  # it was made from a Python number
+                    setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta")))
+        return network
+
+    def read(self, folder: Path) -> nn.Module:
+        """Read the network of a pipeline folder: on the CPU, float32, ready to be trained.
+
+        Raises:
+            DataError: weights are missing, pickled or damaged, or are not those of the network.
+        """
+
+        def read(*args: Any, **kwargs: Any) -> Any:
+            dtype = kwargs.pop("dtype")
+            return self._class().from_pretrained(*args, torch_dtype=dtype, **kwargs)
+
+        network = load_strictly(read, folder / NETWORK_FOLDER, stem=_STEM)
+        network.register_to_config(_name_or_path="")  # where it was read from is not saved with it
+        loaded: nn.Module = network
+        return loaded.requires_grad_(requires_grad=True)
+
+    def _class(self) -> Any:
+        try:
+            import diffusers
+        except ImportError as error:
+            raise ConfigError(
+                f"the {self.family} family needs diffusers; "
+                "pip install 'conditional-image-leakage[models]'"
+            ) from error
+        return getattr(diffusers, self.class_name)
+
+
+def check_divides(folder: Path, config: Mapping[str, Any], name: str) -> None:
+    """Refuse a network whose heads or groups would be guessed, or do not divide its channels.
+
+    Args:
+        folder: of the pipeline, for messages.
+        config: settings of the network.
+        name: of the setting: a number, or one for each of ``block_out_channels``.
+
+    Raises:
+        DataError: it is not there, or does not divide.
+    """
+    path = folder / NETWORK_FOLDER / "config.json"
+    given, channels = config.get(name), config.get("block_out_channels")
+    if not isinstance(given, list | int) or not isinstance(channels, list):
+        raise DataError(
+            f"{path} must give {name} and block_out_channels, got {given} and {channels}; "
+            f"{name} cannot be seen in the weights, take the config.json that they were published "
+            "with"
+        )
+    each = given if isinstance(given, list) else [given] * len(channels)
+    wrong = len(each) != len(channels) or any(d < 1 for d in each)
+    if wrong or any(c % d for c, d in zip(channels, each, strict=True)):
+        raise DataError(
+            f"{path}: {name} {given} must divide block_out_channels {channels} level by level; "
+            "take the config.json that the weights were published with"
+        )
+
+
+def copy_part(source: Path, target: Path) -> None:
+    """Copy the files of a frozen encoder: settings, words, safetensors, nothing that could run."""
+    if not source.is_dir():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt"):
+            shutil.copyfile(path, target / path.name)
+
+
+def read_own_settings(folder: Path, family: str) -> dict[str, Any]:
+    """Read ``model.json``, where there is one, without the format and the family that it names.
+
+    Raises:
+        DataError: it is another family's, or of another format.
+    """
+    described = folder / "model.json"
+    own = read_json(described) if described.is_file() else {}
+    named = own.pop("format_version", FORMAT_VERSION), own.pop("family", family)
+    if named != (FORMAT_VERSION, family):
+        raise DataError(
+            f"{folder} must hold an {family} model of format {FORMAT_VERSION}, got {named[1]!r} of "
+            f"format {named[0]!r}; load it by its own family"
+        )
+    return own
+
+
+def write_own_settings(folder: Path, family: str, settings: Mapping[str, Any]) -> None:
+    """Write ``model.json``."""
+    named = {"format_version": FORMAT_VERSION, "family": family}
+    write_json(folder / "model.json", {**named, **settings})

@@ -1,0 +1,326 @@
+"""The ``i2vgenxl`` family: I2VGen-XL, in the folders that diffusers publishes and reads.
+
+    model = load("i2vgen-xl", height=704, width=1280)
+    frames = cil.generate.generate(model, image, seed=0, start_time=0.94, analytic_init=statistics)
+    model.save(folder)      # opens with diffusers' I2VGenXLPipeline.from_pretrained
+
+Variance preserving, the cosine schedule with zero terminal SNR, v prediction. Conditioning latents
+are scaled as the clean ones; the network sees those of the first frame only. It is told the frame
+rate as it is, attends to the caption and to CLIP's token of the image's centre square. Guidance
+leads away from the negative prompt without the image token; the image's latents stay.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil.errors import ConfigError, DataError
+from cil.losses import Network
+from cil.models.adapter import ModelAdapter
+from cil.models.base import ClipConditions, Condition, FirstStage, Guidance
+from cil.models.diffusers_network import (
+    NetworkKind,
+    check_divides,
+    copy_part,
+    read_own_settings,
+    write_own_settings,
+)
+from cil.models.first_stage import load_first_stage
+from cil.models.i2vgenxl_config import (
+    SCHEDULE_SETTINGS,
+    I2VGenXLConfig,
+    read_schedule,
+    scheduler_config,
+)
+from cil.models.i2vgenxl_layers import (
+    I2VGENXL_LORA_TARGETS,
+    i2vgenxl_network_call,
+    i2vgenxl_temporal_parameters,
+    with_checkpointing,
+)
+from cil.models.null_condition import NullCondition
+from cil.models.pretrained import part_of
+from cil.models.storage import write_json
+from cil.parameterization import Parameterization
+
+__all__ = ["I2VGenXLConfig", "I2VGenXLModel", "build", "load"]
+
+_KIND = NetworkKind(family="i2vgenxl", class_name="I2VGenXLUNet", settings_name="I2VGenXLConfig")
+
+
+class I2VGenXLModel(ModelAdapter):
+    """A network of I2VGen-XL and its parts. Implements ``ImageToVideoModel``."""
+
+    family = "i2vgenxl"
+
+    def __init__(
+        self,
+        *,
+        config: I2VGenXLConfig,
+        network: nn.Module,
+        first_stage: FirstStage | None,
+        encoders: Path | None = None,
+        text_encoder: Path | None = None,
+        null_condition: NullCondition | None = None,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            config: settings.
+            network: an ``I2VGenXLUNet`` of diffusers.
+            first_stage: the codec.
+            encoders: folder with image_encoder/ and feature_extractor/.
+            text_encoder: folder with text_encoder/ and tokenizer/.
+            null_condition: tokens of the empty text, where there is no text encoder.
+        """
+        super().__init__(config=config, network=network, first_stage=first_stage)
+        self.parameterization = Parameterization(config.prediction_type)
+        self._encoders, self._text_folder = encoders, text_encoder
+        self._null_condition = null_condition
+
+    @property
+    def guidance(self) -> Guidance:
+        """Guidance of the same scale for all frames."""
+        return Guidance(first=self.config.guidance_scale, last=self.config.guidance_scale)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """(L, D) of the tokens of a caption."""
+        return 77, int(self.config.network.get("cross_attention_dim", 1024))
+
+    @cached_property
+    def _image_encoder(self) -> Any:
+        from cil.models.condition_encoders import ImageEncoder
+
+        if self._encoders is None:
+            raise ConfigError(
+                "this model has no image encoder; load it from a folder with image_encoder/, or "
+                "pass encoders="
+            )
+        return ImageEncoder.from_folder(self._encoders, crop="square")
+
+    @cached_property
+    def _text_encoder(self) -> Any:
+        from cil.models.condition_encoders import TextEncoder
+
+        if self._text_folder is None:
+            raise ConfigError(
+                "this model has no text encoder; load it from a folder with text_encoder/ and "
+                "tokenizer/, or pass text_encoder="
+            )
+        return TextEncoder.from_folder(self._text_folder, layer="penultimate")
+
+    def encode_condition(self, frame: Any) -> Tensor:
+        """Make CLIP's projected token of an image (H, W, 3) uint8: (1, D) float32."""
+        tokens: Tensor = self._image_encoder.encode(frame)
+        return tokens
+
+    def clean_condition(
+        self, frame: Any, *, num_clips: int = 1, prompt: str | None = None
+    ) -> Condition:
+        """Condition on one image without noise, and on a text; see ``ImageToVideoModel``.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
+            num_clips: B, rows of the batch, all alike.
+            prompt: None is the empty text.
+        """
+        return self._told(super().clean_condition(frame, num_clips=num_clips), prompt)
+
+    def unconditional(self, condition: Condition) -> Condition:
+        """Return the condition without the image token and with the negative prompt."""
+        without = replace(condition, image_embeds=torch.zeros_like(condition.image_embeds))
+        return self._told(without, self.config.negative_prompt)
+
+    def _told(self, condition: Condition, text: str | None) -> Condition:
+        latents = condition.conditioning_latents
+        if self._null_condition is not None and not text:
+            tokens = self._null_condition.text_embeds
+        else:
+            tokens = self._text_encoder.encode(text).tokens
+        tokens = tokens.to(latents.device)
+        return replace(condition, text_embeds=tokens.expand(latents.shape[0], *tokens.shape))
+
+    def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
+        """Return what training's loss calls; see ``ImageToVideoModel.network_call``.
+
+        Raises:
+            DataError: the clips have no captions.
+        """
+        if clips.text_embeds is None:
+            raise DataError(
+                "an i2vgenxl model attends to captions, and the clips have none; encode the data "
+                "set with condition.text_encoder (an empty caption will do)"
+            )
+        return i2vgenxl_network_call(
+            self.network if network is None else network,
+            fps=clips.fps,
+            text_embeds=clips.text_embeds,
+            dtype=next(self.network.parameters()).dtype,
+        )
+
+    def temporal_parameters(self) -> frozenset[str]:
+        """Return the names of the network's parameters that mix frames, as in its state dict."""
+        return i2vgenxl_temporal_parameters(self.network)
+
+    def lora_targets(self) -> tuple[str, ...]:
+        """Return the linear layers that LoRA adapts, by the ends of their names."""
+        return I2VGENXL_LORA_TARGETS
+
+    def save(self, folder: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write a pipeline of diffusers; ``state_dict`` replaces the network's weights, for EMA."""
+        from diffusers import DDIMScheduler
+
+        network = self.network
+        if state_dict is not None:
+            network = copy.deepcopy(network)
+            network.load_state_dict(dict(state_dict))
+        folder.mkdir(parents=True, exist_ok=True)
+        network.save_pretrained(folder / "unet")  # type: ignore[operator]
+        self.first_stage.save(folder)
+        for parts, source in (
+            (("image_encoder", "feature_extractor"), self._encoders),
+            (("text_encoder", "tokenizer"), self._text_folder),
+        ):
+            if source is not None:
+                copy_part(part_of(source, parts[0]), folder / parts[0])
+                copy_part(source / parts[1], folder / parts[1])
+        if self._null_condition is not None:
+            self._null_condition.save(folder)
+        DDIMScheduler(**scheduler_config(self.config)).save_pretrained(folder / "scheduler")
+        write_json(folder / "model_index.json", _model_index(self.first_stage))
+        elsewhere = {"network", *SCHEDULE_SETTINGS}  # stand in unet/ and scheduler/
+        settings = {k: v for k, v in asdict(self.config).items() if k not in elsewhere}
+        write_own_settings(folder, self.family, settings)
+
+
+def build(
+    *,
+    seed: int = 0,
+    first_stage: FirstStage | None = None,
+    encoders: Path | None = None,
+    text_encoder: Path | None = None,
+    null_condition: NullCondition | None = None,
+    **config: Any,
+) -> I2VGenXLModel:
+    """Make a model with fresh weights, a pure function of the arguments.
+
+    Args:
+        seed: of the weights; the global generator is left as it was.
+        first_stage: the codec, needed to save the model; training does not need it.
+        encoders: folder with image_encoder/ and feature_extractor/, needed to sample.
+        text_encoder: folder with text_encoder/ and tokenizer/, needed to sample.
+        null_condition: tokens of the empty text, where there is no text encoder.
+        **config: fields of ``I2VGenXLConfig``, and arguments of the network as its config.json has
+            them.
+
+    Returns:
+        The model, on the CPU, float32.
+
+    Raises:
+        ConfigError: unknown setting, value out of range, or a first stage that does not fit.
+    """
+    settings = I2VGenXLConfig.of(config, network={})
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = _KIND.new(settings.network)
+    return I2VGenXLModel(
+        config=settings,
+        network=with_checkpointing(network),
+        first_stage=first_stage,
+        encoders=encoders,
+        text_encoder=text_encoder,
+        null_condition=null_condition,
+    )
+
+
+def load(
+    folder: Path,
+    *,
+    first_stage: FirstStage | None = None,
+    encoders: Path | None = None,
+    text_encoder: Path | None = None,
+    null_condition: NullCondition | None = None,
+    weights: bool = True,
+    **changes: Any,
+) -> I2VGenXLModel:
+    """Read a pipeline of diffusers, published or written by ``I2VGenXLModel.save``.
+
+    Args:
+        folder: holds unet/ and scheduler/, and vae/, image_encoder/, text_encoder/ and tokenizer/
+            unless others are given.
+        first_stage: the codec in place of the folder's.
+        encoders: folder with image_encoder/ in place of this one.
+        text_encoder: folder with text_encoder/ and tokenizer/ in place of this one.
+        null_condition: tokens of the empty text in place of the folder's.
+        weights: False leaves the network on the meta device, without weights, and reads no first
+            stage, for plans.
+        **changes: fields of ``I2VGenXLConfig`` in place of the folder's.
+
+    Returns:
+        The model, on the CPU, float32, in evaluation mode.
+
+    Raises:
+        ConfigError: a change that is no setting or does not fit.
+        DataError: a part is missing, damaged, or of another family.
+    """
+    written = _KIND.config(folder)
+    for name in ("attention_head_dim", "norm_num_groups"):
+        check_divides(folder, written, name)
+    own = read_own_settings(folder, I2VGenXLModel.family)
+    unknown = sorted(set(changes) - ({item.name for item in fields(I2VGenXLConfig)} - {"network"}))
+    if unknown:
+        raise ConfigError(f"unknown setting of an i2vgenxl model: {', '.join(unknown)}")
+    try:
+        settings = I2VGenXLConfig(**{**own, **read_schedule(folder)}, network=written)
+    except (TypeError, ConfigError) as error:
+        raise DataError(f"{folder} does not describe an i2vgenxl model: {error}") from error
+    settings = replace(settings, **changes)
+    if weights:
+        network = _KIND.read(folder)
+        first_stage = load_first_stage(folder) if first_stage is None else first_stage
+    else:
+        network = _KIND.new_without_weights(settings.network)
+    network.eval()
+    return I2VGenXLModel(
+        config=settings,
+        network=with_checkpointing(network),
+        first_stage=first_stage,
+        encoders=_with(encoders, folder, "image_encoder"),
+        text_encoder=_with(text_encoder, folder, "text_encoder"),
+        null_condition=NullCondition.load(folder) if null_condition is None else null_condition,
+    )
+
+
+def _with(given: Path | None, folder: Path, part: str) -> Path | None:
+    """Return the folder that was given, else that of the model if it has the part."""
+    return given if given is not None or not (folder / part).is_dir() else folder
+
+
+def _model_index(first_stage: FirstStage) -> dict[str, Any]:
+    """Return what diffusers reads to know the parts of the pipeline."""
+    import diffusers
+
+    vae = getattr(first_stage, "network_class", None)
+    if vae != "AutoencoderKL":
+        raise ConfigError(
+            "an i2vgenxl model needs an AutoencoderKL as first stage, got "
+            f"{vae or type(first_stage).__name__}"
+        )
+    return {
+        "_class_name": "I2VGenXLPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", _KIND.class_name],
+        "vae": ["diffusers", vae],
+    }

@@ -1,0 +1,65 @@
+"""Hashes of a training checkpoint's files: a flipped bit in weights would go unnoticed otherwise.
+
+Each rank notes the sha256 of the files that it wrote, in ``sha256/rankN.json``. On resume the ranks
+share the files of all; what reads a single file checks that one. Checkpoints of older versions have
+no hashes and are read as they are.
+"""
+
+from pathlib import Path
+
+from cil.errors import DataError
+from pipelines.storage import read_json, sha256_of_file, write_json
+
+__all__ = ["check_sums", "write_sums"]
+
+_FOLDER = "sha256"
+
+
+def write_sums(folder: Path, rank: int) -> None:
+    """Hash all files of this rank's part of a checkpoint.
+
+    Args:
+        folder: this rank's temporary folder.
+        rank: number of this worker.
+
+    Raises:
+        OSError: a file cannot be read, or the hashes cannot be written.
+    """
+    own = folder / _FOLDER
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.parent != own)
+    sums = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+    write_json(own / f"rank{rank}.json", {"files": sums})
+
+
+def check_sums(folder: Path, *, name: str | None = None, part: int = 0, num_parts: int = 1) -> None:
+    """Compare files of a checkpoint with their hashes.
+
+    Args:
+        folder: the checkpoint.
+        name: the only file to check, as a path in the checkpoint; None checks all.
+        part: number of this worker, which checks one share of the files.
+        num_parts: workers that share them.
+
+    Raises:
+        DataError: a file is missing or is not what was written.
+    """
+    wanted: dict[str, str] = {}
+    for sums in sorted((folder / _FOLDER).glob("rank*.json")):
+        files = read_json(sums).get("files")
+        if not isinstance(files, dict):
+            raise DataError(f"{sums} is damaged: it lists no files; choose another checkpoint")
+        wanted.update(files)
+    if name is not None:
+        wanted = {each: sha256 for each, sha256 in wanted.items() if each == name}
+    chosen = sorted(wanted)[part::num_parts]
+    for each in chosen:
+        path = folder / each
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{folder / _FOLDER} names {each!r}, which is not in the checkpoint")
+        found = sha256_of_file(path) if path.is_file() else "no file"
+        if found != wanted[each]:
+            raise DataError(
+                f"the checkpoint in {folder} is damaged: {each} was written with the sha256 "
+                f"{wanted[each]}, now it has {found}; choose another output.dir, or delete this "
+                "one's train folder to start again"
+            )

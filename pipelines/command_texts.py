@@ -1,0 +1,88 @@
+"""The commands of `cil`: what each does, an example of each, and the text of `cil --help`."""
+
+__all__ = ["COMMANDS", "EXAMPLES", "HELP"]
+
+COMMANDS = {
+    "run": "all stages: encode, train, estimate, register, sample",
+    "encode": "videos to latent shards (Ray Data)",
+    "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
+    "validate": "measure a checkpoint on held-out clips again, by hand",
+    "sweep": "train several arms of a comparison alike, and report on them",
+    "estimate": "Analytic-Init statistics of the shards (Ray Data)",
+    "register": "log and register the model (MLflow)",
+    "sample": "videos from a registered model or a model folder",
+    "import": "a published checkpoint to a model folder",
+    "export": "a checkpoint of a training to a model folder, or to the published layout",
+    "plan": "what encoding would keep, drop and take, or training need, without doing it",
+    "verify": "check every byte of a data set against its manifest",
+    "doctor": "check this environment and say what to do",
+}
+
+HELP = """\
+cil: image-to-video models that move, from raw video to a registered model
+
+usage: cil COMMAND [--config FILE] [--section.field VALUE ...]
+
+commands:
+{commands}
+
+options of every stage:
+  --config FILE         YAML file with settings; see configs/
+  --section.field VALUE override one setting, for example --train.num-steps 50
+  --dry-run             print the resolved configuration and stop
+  --json                print one JSON object as the last line of stdout
+  --debug               show tracebacks and the logs of workers
+  --help                all settings of a command with their defaults
+
+examples:
+  cil run --config configs/demo.yaml
+  cil encode --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips
+  cil plan --config configs/demo.yaml --data.videos s3://bucket/clips
+  cil plan --config configs/demo.yaml --stage train --gpu-memory-gib 24
+  cil verify build/demo/run/dataset
+  cil train --config configs/demo.yaml --train.num-workers 1 --dry-run
+  cil sample --model models:/tiny-i2v@challenger --image photo.png --out video.mp4
+  cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter
+  cil export --output.dir build/demo/run --out build/exported
+  cil sweep configs/compare.yaml
+  cil doctor
+
+A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
+"""
+
+EXAMPLES = {
+    "run": "cil run --config configs/demo.yaml --data.videos ~/clips --output.dir build/clips",
+    "encode": (
+        "cil encode --config configs/demo.yaml --data.videos ~/clips --max-bad-fraction 0.1. "
+        "Also: --max-bad-fraction X, short for --encode.max-bad-fraction"
+    ),
+    "plan": (
+        "cil plan --config configs/demo.yaml --data.videos clips.csv --probe 100. "
+        "Also: --probe N, the number of videos to look at; --stage train, for memory, steps and "
+        "checkpoints of training, and --gpu-memory-gib X, the memory of a device"
+    ),
+    "train": (
+        "cil train --config configs/demo.yaml --train.num-steps 50. Also: --replay FILE, to look "
+        "at the clips of a step that was not finite"
+    ),
+    "validate": (
+        "cil validate --output.dir build/demo/run. Also: --checkpoint FOLDER, one with "
+        "ema.safetensors; unset takes train/best, else the last one. Without --config the settings "
+        "are those that OUTPUT/train/config.yaml says"
+    ),
+    "sweep": (
+        "cil sweep configs/compare.yaml --only naive --only timenoise; see docs/sweep.md. The file "
+        "comes first; settings change the base of all arms. Also: --only ARM, --fail-fast, "
+        "--register, to register each model in MLflow; instead of --config, the sweep file"
+    ),
+    "estimate": "cil estimate --config configs/demo.yaml",
+    "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
+    "sample": (
+        "cil sample --model build/demo/run/register/model --image photo.png --seed 3. "
+        "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
+        "from N(0, sigma^2 I); unset takes the model's own"
+    ),
+    "import": "cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter",
+    "export": "cil export --output.dir build/demo/run --out build/exported",
+    "doctor": "cil doctor --config configs/demo.yaml",
+}

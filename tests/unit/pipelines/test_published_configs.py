@@ -1,0 +1,88 @@
+"""The configurations of published models: they parse, fit together, and can be planned."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from pipelines.__main__ import _main
+from pipelines.config import RunConfig, load_config, validate_config
+from pipelines.model_settings import ModelConfig
+from pipelines.plan_training import plan_training
+from pipelines.pretrained_parts import model_identity, with_pretrained_parts
+
+CONFIGS = sorted(Path(__file__).parents[3].glob("configs/*.yaml"))
+PUBLISHED = [path for path in CONFIGS if "\n  pretrained: models/" in path.read_text()]
+
+
+@pytest.fixture(scope="module")
+def toys(toy_svd, toy_i2vgenxl, toy_lvdm):
+    return {"svd": toy_svd, "i2vgenxl": toy_i2vgenxl, **toy_lvdm}
+
+
+def test_every_family_has_one():
+    families = {load_config(path).model.family for path in PUBLISHED}
+    assert families == {"svd", "dynamicrafter", "videocrafter1", "i2vgenxl"}
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_it_resolves_with_a_folder_of_weights(path, toys, capsys):
+    family = load_config(path).model.family
+    arguments = ["--config", str(path), "--model.pretrained", str(toys[family]), "--dry-run"]
+    assert _main(["train", *arguments]) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["first_stage"]["path"] == str(toys[family])
+    assert resolved["condition"]["image_encoder"] == str(toys[family])
+    assert (resolved["condition"]["text_encoder"] is None) == (family == "svd")
+    assert resolved["condition"]["text_layer"] == ("last" if family == "svd" else "penultimate")
+    assert resolved["condition"]["image_crop"] == ("square" if family == "i2vgenxl" else "none")
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_its_header_names_its_own_file(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for line in header:
+        assert "configs/" not in line or f"configs/{path.name}" in line
+    assert any("estimate" in line for line in header)
+
+
+def without_weights(folder, target):
+    """Copy the JSON files of a folder alone."""
+    for path in folder.rglob("*.json"):
+        copy = target / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("family", ["svd", "i2vgenxl"])
+def test_a_plan_needs_no_weights(family, toys, tmp_path):
+    folder = without_weights(toys[family], tmp_path / "json")
+    raw = {"family": family, "pretrained": str(folder)}
+    data = {"height": 16, "width": 16, "num_frames": 4 if family == "svd" else 3}
+    config = with_pretrained_parts(
+        validate_config(
+            {"model": raw, "data": data, "output": {"dir": str(tmp_path / "out")}}, source="test"
+        )
+    )
+    planned = plan_training(config)
+    weights = load_file(toys[family] / "unet" / "diffusion_pytorch_model.safetensors")
+    assert planned.metrics["parameters"] == sum(value.numel() for value in weights.values())
+    activations = planned.outputs["activations"]
+    assert 0 < activations["checkpointed"] < activations["plain"]
+
+
+def test_the_schedule_is_part_of_what_is_trained(toy_i2vgenxl, tmp_path):
+    def identity(folder):
+        model = ModelConfig(family="i2vgenxl", pretrained=str(folder))
+        return model_identity(replace(RunConfig(), model=model))
+
+    copy = without_weights(toy_i2vgenxl, tmp_path / "one")
+    other = without_weights(toy_i2vgenxl, tmp_path / "two")
+    assert identity(copy) == identity(other)
+    path = without_weights(toy_i2vgenxl, tmp_path / "three") / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "epsilon"}))
+    assert identity(copy) != identity(tmp_path / "three")

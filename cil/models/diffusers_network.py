@@ -17,13 +17,13 @@ from torch import nn
 
 from cil.errors import ConfigError, DataError
 from cil.models.base import FORMAT_VERSION
-from cil.models.pretrained import load_strictly
+from cil.models.checkpoint_files import read_checkpoint
 from cil.models.storage import read_json, write_json
+from cil.models.strict_loading import load_strict
 
 __all__ = ["NetworkKind", "check_divides", "copy_part", "read_own_settings", "write_own_settings"]
 
 NETWORK_FOLDER = "unet"
-_STEM = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,15 +91,10 @@ class NetworkKind:
         Raises:
             DataError: weights are missing, pickled or damaged, or are not those of the network.
         """
-
-        def read(*args: Any, **kwargs: Any) -> Any:
-            dtype = kwargs.pop("dtype")
-            return self._class().from_pretrained(*args, torch_dtype=dtype, **kwargs)
-
-        network = load_strictly(read, folder / NETWORK_FOLDER, stem=_STEM)
-        network.register_to_config(_name_or_path="")  # where it was read from is not saved with it
-        loaded: nn.Module = network
-        return loaded.requires_grad_(requires_grad=True)
+        part = folder / NETWORK_FOLDER
+        network = self.new_without_weights(self.config(folder))
+        loaded = load_strict(network, read_checkpoint(part), source=part, dtype=torch.float32)
+        return loaded.eval().requires_grad_(requires_grad=True)
 
     def _class(self) -> Any:
         try:

@@ -100,3 +100,11 @@ def test_a_line_that_was_torn_is_written_again(readers, tmp_path, left):
     LedgerCallback(path).after_report(None, noted(readers, 1, range(1, 4)), None)
     assert [row["step"] for row in Ledger(path).rows()] == [0, 1, 2, 3]
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_what_was_noted_of_a_step_that_was_not_taken_is_left_out(readers):
+    (recorded,) = workers(readers, 1)
+    for step in range(3):
+        recorded.batch(step)
+    assert [row["step"] for row in recorded.take(before=2)] == [0, 1]
+    assert recorded.take() == []

@@ -183,7 +183,7 @@ def changed(folder, tmp_path, **changes):
         ({"num_attention_heads": [3, 4]}, "must divide block_out_channels"),
         ({"num_attention_heads": [2, 4, 4]}, "must divide block_out_channels"),
         ({"_class_name": "I2VGenXLUNet"}, "describes a 'I2VGenXLUNet'"),
-        ({"block_out_channels": [32, 96]}, "weights"),
+        ({"block_out_channels": [32, 96]}, "does not fit UNetSpatioTemporalConditionModel"),
     ],
 )
 def test_a_folder_that_is_something_else_is_refused(toy_svd, tmp_path, changes, message):

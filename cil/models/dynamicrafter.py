@@ -51,10 +51,11 @@ def build(**options: Any) -> DynamiCrafterModel:
 
 
 def load(folder: Path, **options: Any) -> DynamiCrafterModel:
-    """Read a model folder.
+    """Read a model folder, or a published checkpoint.
 
     Args:
-        folder: what ``DynamiCrafterModel.save`` or ``cil import`` wrote.
+        folder: what ``DynamiCrafterModel.save`` or ``cil import`` wrote; or the published file,
+            which gives no encoders, with any of its settings among the options, flat.
         **options: ``first_stage``, ``encoders``, ``text_encoder`` and ``null_condition`` in place
             of the folder's; ``weights`` False leaves the network on the meta device, for plans;
             fields of ``DynamiCrafterConfig`` in place of the folder's.

@@ -101,7 +101,11 @@ def load_lvdm(
     weights: bool = True,
     **changes: Any,
 ) -> Model:
-    """Read a model folder; see `cil.models.dynamicrafter.load`."""
+    """Read a model folder, or a published file; see `cil.models.dynamicrafter.load`."""
+    if folder.is_file():
+        from cil.models.lvdm_file import load_lvdm_file
+
+        return load_lvdm_file(model, settings, folder, first_stage=first_stage, changes=changes)
     chosen = _settings(settings, folder, changes)
     with torch.device("meta"):
         network, projector = _modules(chosen)

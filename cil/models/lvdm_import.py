@@ -28,7 +28,13 @@ from cil.models.null_condition import NullCondition
 from cil.models.storage import read_json, read_tensors, write_json, write_tensors
 from cil.models.strict_loading import load_strict
 
-__all__ = ["LVDM_SETTINGS", "import_lvdm", "original_lvdm"]
+__all__ = [
+    "LVDM_SETTINGS",
+    "check_schedule",
+    "import_lvdm",
+    "original_lvdm",
+    "with_rescale",
+]
 
 LVDM_SETTINGS: Mapping[str, type[LVDMSettings]] = {
     "dynamicrafter": DynamiCrafterConfig,
@@ -75,8 +81,8 @@ def import_lvdm(
             f"{checkpoint} holds a text encoder but no tokenizer; give --tokenizer, a folder with "
             "CLIP's, such as tokenizer/ of a published Stable Diffusion"
         )
-    config = LVDM_SETTINGS[family].of(_with_rescale(parts, settings or {}))
-    _check_schedule(parts, config, checkpoint)
+    config = LVDM_SETTINGS[family].of(with_rescale(parts, settings or {}))
+    check_schedule(parts, config, checkpoint)
     unet = averaged_unet(parts) if averages else parts.unet
     with torch.device("meta"):
         modules = {"unet": LVDMUNet(config.unet), "projector": Resampler(**config.projector)}
@@ -141,15 +147,19 @@ def original_lvdm(folder: Path) -> dict[str, Tensor]:
     return join_lvdm(parts)
 
 
-def _with_rescale(parts: LVDMParts, settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_rescale(parts: LVDMParts, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Take the dynamic rescale of the file, unless another one was asked for."""
     if "scale_arr" not in parts.schedule:
         return dict(settings)
     return {"base_scale": round(float(parts.schedule["scale_arr"][-1]), 6), **settings}
 
 
-def _check_schedule(parts: LVDMParts, config: LVDMSettings, source: str | Path) -> None:
-    """Refuse a checkpoint that was trained with another noise schedule."""
+def check_schedule(parts: LVDMParts, config: LVDMSettings, source: str | Path) -> None:
+    """Refuse a checkpoint that was trained with another noise schedule.
+
+    Raises:
+        DataError: a table in the file is not that of the settings.
+    """
     made = _made(config)
     for name in _COMPARED:
         given = parts.schedule.get(name)

@@ -165,3 +165,26 @@ def test_checkpoints_of_another_kind_are_refused(toy_lvdm, tmp_path):
         import_lvdm(family, path, out, **given)
     assert not out.exists()
     assert read_checkpoint(path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_the_file_itself_is_the_same_model(imported, toy_lvdm, family, tmp_path, suffix):
+    state, folder = imported
+    path = tmp_path / f"again{suffix}"
+    write_checkpoint(path, state)
+    direct = cil.models.load(family, path, **settings_of(toy_lvdm[family]))
+    through = cil.models.load(family, folder)
+    assert direct.config.base_scale == through.config.base_scale == 0.3
+    for left, right in (
+        (direct.network, through.network),
+        (direct.image_projector, through.image_projector),
+    ):
+        assert list(left.state_dict()) == list(right.state_dict())
+        for name, value in right.state_dict().items():
+            assert torch.equal(left.state_dict()[name], value), name
+    frames = torch.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).to(torch.uint8)
+    found, wanted = direct.first_stage.encode(frames), through.first_stage.encode(frames)
+    torch.testing.assert_close(found.mean, wanted.mean)
+    with pytest.raises(DataError, match="does not fit LVDMUNet"):
+        cil.models.load(family, path)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cil.models import ClipConditions, ImageToVideoModel
 from cil.rng import Stream, normal
+from pipelines.batches import Batch
 from pipelines.config import RunConfig
 from pipelines.records import ClipRecord
 
-__all__ = ["DrawnClips", "clip_conditions", "draw_clips"]
+__all__ = ["DrawnClips", "clip_conditions", "draw_batch", "draw_clips"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,23 @@ class DrawnClips:
     """What else the network may be told."""
     sample_ids: Tensor
     """(B,) int64 numbers of the clips in the counter of all random numbers."""
+
+
+def draw_batch(
+    config: RunConfig, model: ImageToVideoModel, batch: Batch, *, sample_ids: Tensor, step: int
+) -> DrawnClips:
+    """Draw the latents of a batch of training; see `draw_clips`."""
+    return draw_clips(
+        config,
+        model,
+        records=batch.records,
+        mean=batch.mean,
+        std=batch.std,
+        image_embeds=batch.image_embeds,
+        text_embeds=batch.text_embeds,
+        sample_ids=sample_ids,
+        step=step,
+    )
 
 
 def draw_clips(

@@ -19,7 +19,7 @@ from cil.losses import Counter, NetworkInputs, denoising_loss, draw_training
 from cil.models import ImageToVideoModel
 from cil.network_input import TrainingDraws
 from pipelines.batches import Batch, BatchReader
-from pipelines.clip_inputs import draw_clips
+from pipelines.clip_inputs import draw_batch
 from pipelines.config import RunConfig
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
@@ -67,17 +67,7 @@ def step_inputs(
         level: one noise level for all clips in place of theirs; the noise stays the same.
     """
     ids = torch.tensor(batch.slots, dtype=torch.int64)
-    drawn = draw_clips(
-        config,
-        model,
-        records=batch.records,
-        mean=batch.mean,
-        std=batch.std,
-        image_embeds=batch.image_embeds,
-        text_embeds=batch.text_embeds,
-        sample_ids=ids,
-        step=step,
-    )
+    drawn = draw_batch(config, model, batch, sample_ids=ids, step=step)
     corruption = config.time_noise.build(model.schedule)
     draws: TrainingDraws = draw_training(
         drawn.clean.shape,

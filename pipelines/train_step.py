@@ -17,7 +17,7 @@ from cil.models import ImageToVideoModel
 from cil.network_input import build_input
 from pipelines import fused_input
 from pipelines.batches import Batch, BatchSource
-from pipelines.clip_inputs import draw_clips
+from pipelines.clip_inputs import draw_batch
 from pipelines.config import RunConfig
 from pipelines.dropout_seed import seeded_dropout
 from pipelines.engine import update_weights
@@ -140,17 +140,7 @@ class TrainStep:
         """Draw this step's noise for some places of the global batch and return their loss."""
         config, model = self._config, self._model
         ids = torch.tensor(batch.slots, dtype=torch.int64, device=self._engine.device)
-        drawn = draw_clips(
-            config,
-            model,
-            records=batch.records,
-            mean=batch.mean,
-            std=batch.std,
-            image_embeds=batch.image_embeds,
-            text_embeds=batch.text_embeds,
-            sample_ids=ids,
-            step=step,
-        )
+        drawn = draw_batch(config, model, batch, sample_ids=ids, step=step)
         draws = draw_training(
             drawn.clean.shape,
             schedule=model.schedule,

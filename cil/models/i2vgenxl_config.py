@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cil.errors import ConfigError, DataError
+from cil.models.clip_sizes import ClipSizes
 from cil.models.storage import read_json
 from cil.noise_schedule import VPSchedule
 from cil.vp_tables import BetaSchedule
@@ -32,7 +33,7 @@ _REFUSED = ("thresholding", "clip_sample", "trained_betas")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class I2VGenXLConfig:
+class I2VGenXLConfig(ClipSizes):
     """Every setting of an I2VGen-XL model."""
 
     num_frames: int = 16
@@ -72,16 +73,7 @@ class I2VGenXLConfig:
     def __post_init__(self) -> None:
         """Check the ranges that diffusers does not."""
         _ = self.schedule
-        for name in ("num_frames", "latent_channels", "downsampling", "fps"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"model.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            if size < 1 or size % self.downsampling:
-                raise ConfigError(
-                    f"model.{name} must be a multiple of downsampling = {self.downsampling}, "
-                    f"got {size}; round it"
-                )
+        self.check_sizes()
         if not self.guidance_scale >= 0:
             raise ConfigError(f"model.guidance_scale must be >= 0, got {self.guidance_scale}")
         if self.prediction_type not in get_args(Prediction):
@@ -106,12 +98,6 @@ class I2VGenXLConfig:
         own = {item.name for item in fields(cls)} - {"network"}
         inner = {**network, **{k: v for k, v in given.items() if k not in own}}
         return cls(**{k: v for k, v in given.items() if k in own}, network=inner)
-
-    @property
-    def latents_shape(self) -> tuple[int, int, int, int]:
-        """(F, C, h, w) of one clip."""
-        rows, columns = self.height // self.downsampling, self.width // self.downsampling
-        return self.num_frames, self.latent_channels, rows, columns
 
     @property
     def schedule(self) -> VPSchedule:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from cil.errors import ConfigError
+from cil.models.clip_sizes import ClipSizes
 from cil.models.lvdm.config import IMAGE_TOKENS_PER_FRAME, LVDMConfig
 from cil.noise_schedule import VPSchedule
 
@@ -21,7 +22,7 @@ _PUBLISHED_NAMES = {"image_cross_attention": "use_image_attention", "fps_conditi
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LVDMSettings:
+class LVDMSettings(ClipSizes):
     """What both families have; ``model.json`` holds the same names."""
 
     num_frames: int = 16
@@ -74,16 +75,7 @@ class LVDMSettings:
         if not self.projector:
             object.__setattr__(self, "projector", self._own_projector(self.unet, self.num_frames))
         _ = self.schedule
-        for name in ("num_frames", "latent_channels", "downsampling", "fps"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"model.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            if size < 1 or size % self.downsampling:
-                raise ConfigError(
-                    f"model.{name} must be a multiple of downsampling = {self.downsampling}, "
-                    f"got {size}; round it"
-                )
+        self.check_sizes()
         for name in ("guidance_rescale", "image_token_replacement"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"model.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -149,12 +141,6 @@ class LVDMSettings:
     def sampling_frame_stride(self) -> float:
         """Frame stride that the network is told in sampling, if it is told one."""
         return 1.0
-
-    @property
-    def latents_shape(self) -> tuple[int, int, int, int]:
-        """(F, C, h, w) of one clip."""
-        rows, columns = self.height // self.downsampling, self.width // self.downsampling
-        return self.num_frames, self.latent_channels, rows, columns
 
     @property
     def schedule(self) -> VPSchedule:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from cil.errors import ConfigError
+from cil.models.clip_sizes import ClipSizes
 from cil.noise_schedule import EDMSchedule
 
 __all__ = ["SVDConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SVDConfig:
+class SVDConfig(ClipSizes):
     """Every setting of a Stable Video Diffusion model; ``model.json`` holds the same names."""
 
     num_frames: int = 14
@@ -46,16 +46,7 @@ class SVDConfig:
     def __post_init__(self) -> None:
         """Check the ranges that diffusers does not."""
         _ = self.schedule
-        for name in ("num_frames", "latent_channels", "downsampling", "fps"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"model.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            if size < 1 or size % self.downsampling:
-                raise ConfigError(
-                    f"model.{name} must be a multiple of downsampling = {self.downsampling}, "
-                    f"got {size}; round it"
-                )
+        self.check_sizes()
 
     @classmethod
     def of(cls, given: dict[str, Any], network: dict[str, Any] | None = None) -> "SVDConfig":
@@ -71,12 +62,6 @@ class SVDConfig:
         if "num_frames" in inner:
             taken.setdefault("num_frames", inner["num_frames"])
         return cls(**taken, network=inner)
-
-    @property
-    def latents_shape(self) -> tuple[int, int, int, int]:
-        """(F, C, h, w) of one clip."""
-        rows, columns = self.height // self.downsampling, self.width // self.downsampling
-        return self.num_frames, self.latent_channels, rows, columns
 
     @property
     def schedule(self) -> EDMSchedule:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cil.errors import ConfigError
+from cil.models.clip_sizes import ClipSizes
 from cil.noise_schedule import EDMSchedule
 
 __all__ = ["TinyConfig"]
@@ -12,7 +13,7 @@ _GROUPS = 32  # groups of every normalisation in SVD's residual blocks; diffuser
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TinyConfig:
+class TinyConfig(ClipSizes):
     """Every setting of a tiny model; ``model.json`` holds the same names."""
 
     num_frames: int = 8
@@ -51,16 +52,9 @@ class TinyConfig:
     def __post_init__(self) -> None:
         """Check the ranges that diffusers does not."""
         _ = self.schedule
-        for name in ("num_frames", "latent_channels", "downsampling", "layers_per_block", "fps"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"model.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            if size < 1 or size % self.downsampling:
-                raise ConfigError(
-                    f"model.{name} must be a multiple of downsampling = {self.downsampling}, "
-                    f"got {size}; round it"
-                )
+        self.check_sizes()
+        if self.layers_per_block < 1:
+            raise ConfigError(f"model.layers_per_block must be > 0, got {self.layers_per_block}")
         channels = self.block_out_channels
         if len(channels) < 1 or any(width < 1 or width % _GROUPS for width in channels):
             raise ConfigError(
@@ -79,12 +73,6 @@ class TinyConfig:
                 f"model.num_attention_heads must have one entry for each of block_out_channels = "
                 f"{channels}, got {self.num_attention_heads}"
             )
-
-    @property
-    def latents_shape(self) -> tuple[int, int, int, int]:
-        """(F, C, h, w) of one clip."""
-        rows, columns = self.height // self.downsampling, self.width // self.downsampling
-        return self.num_frames, self.latent_channels, rows, columns
 
     @property
     def schedule(self) -> EDMSchedule:

@@ -15,6 +15,7 @@ from pipelines.metrics_log import MetricsLog
 from pipelines.records import FORMAT_VERSION, Manifest
 from pipelines.settings import OutputConfig, TrackingConfig
 from pipelines.storage import read_json
+from pipelines.tracking.client import client_of, store_of_process
 
 MANIFEST = Manifest(
     format_version=FORMAT_VERSION,
@@ -188,7 +189,7 @@ def store(tmp_path_factory):
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="tests"),
         output=OutputConfig(dir=str(folder / "run")),
     )
-    return config, tracking._client(config.tracking.uri)
+    return config, client_of(config.tracking.uri)
 
 
 def row(step, loss=None):
@@ -292,7 +293,7 @@ def test_using_a_store_leads_no_child_process_to_it(store, monkeypatch):
     before = dict(os.environ)
     with pytest.raises(StageError):
         tracking.download_model("models:/nothing@champion", uri)
-    with tracking._store_of_process(uri):
+    with store_of_process(uri):
         assert os.environ["MLFLOW_REGISTRY_URI"] == os.environ["MLFLOW_TRACKING_URI"] == uri
     assert dict(os.environ) == before
 
@@ -302,7 +303,7 @@ def test_artifacts_of_an_oddly_named_folder_stay_in_it(store, tmp_path):
     folder = tmp_path / "my runs & caf\u00e9 #1 100% a@b"
     config = RunConfig(output=OutputConfig(dir=str(folder)))
     run_id = tracking.start_run(config, folder, MANIFEST, "l" * 64)
-    client = tracking._client(tracking.tracking_uri(config))
+    client = client_of(tracking.tracking_uri(config))
     client.log_text(run_id, "content", "note.txt")
     (note,) = folder.rglob("note.txt")
     assert note.is_relative_to(folder / "mlflow" / "artifacts")

@@ -1,0 +1,92 @@
+"""The MLflow client of a store, and its errors as ours."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cil.errors import StageError
+from pipelines.config import redact_uri
+
+__all__ = ["client_of", "explained", "sent", "store_of_process"]
+
+_log = logging.getLogger(__name__)
+
+
+def client_of(uri: str) -> Any:
+    """Make an MLflow client that gives up soon and never unpickles."""
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+
+    # Advice on type hints, some of it about MLflow's own classes. After the import, which sets
+    # filters of its own.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    path = uri.partition("sqlite:///")[2]
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def explained(doing: str, uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into one that says what was being done and where."""
+    import mlflow
+    import requests
+
+    try:
+        yield
+    except (mlflow.MlflowException, requests.RequestException) as error:
+        reason = redact_uri(str(error).splitlines()[0])
+        raise StageError(
+            f"MLflow at {redact_uri(uri)} failed while {doing}: {reason}; when it works again, run "
+            "the same command to go on"
+        ) from error
+
+
+def sent(uri: str, send: Callable[[Any], None], what: str) -> bool:
+    """Send something that may be missing: a failure is logged and returned."""
+    client = client_of(uri)
+    import mlflow
+    import requests
+
+    try:
+        send(client)
+    except (mlflow.MlflowException, requests.RequestException, OSError) as error:
+        reason = redact_uri(str(error).partition("\n")[0])
+        _log.warning("%s not sent, MLflow at %s failed: %s", what, redact_uri(uri), reason)
+        return False
+    return True
+
+
+@contextmanager
+def store_of_process(uri: str) -> Iterator[None]:
+    """Let mlflow use this store where its functions take none, or do not pass theirs on.
+
+    mlflow also writes it into the environment, where it would lead every later child process of
+    ours to this store; both are put back.
+    """
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_registry_uri(None)
+        mlflow.set_tracking_uri(None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,105 @@
+"""Which MLflow store a run uses, and whether it can be reached. Imports no mlflow."""
+
+from pathlib import Path
+
+from cil.errors import ConfigError
+from pipelines.config import RunConfig, environment, redact_uri
+from pipelines.storage import check_writable
+
+__all__ = ["MLFLOW_FOLDER", "check_tracking", "has_store", "shown_uri", "tracking_uri"]
+
+MLFLOW_FOLDER = "mlflow"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_TIMEOUT_S = 5
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Return the tracking URI: configured, else MLFLOW_TRACKING_URI, else sqlite in the output."""
+    uri = config.tracking.uri or environment("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    path = (Path(config.output.dir) / MLFLOW_FOLDER / "mlflow.db").resolve()
+    return f"sqlite:///{path}"
+
+
+def has_store(config: RunConfig) -> bool:
+    """Tell whether a tracking URI was given, by setting or by environment."""
+    return bool(config.tracking.uri or environment("MLFLOW_TRACKING_URI"))
+
+
+def shown_uri(config: RunConfig) -> str:
+    """Return the tracking URI without its password, for people and files."""
+    return redact_uri(tracking_uri(config))
+
+
+def check_tracking(config: RunConfig) -> None:
+    """Check that the tracking store can be reached, without writing to it.
+
+    Raises:
+        ConfigError: unknown kind of URI, no server there, or a place that cannot be written.
+    """
+    uri = tracking_uri(config)
+    shown = redact_uri(uri)
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in ("http", "https"):
+        _check_server(uri, shown)
+    elif scheme == "sqlite":
+        _check_sqlite(uri)
+    elif scheme in _DATABASES:
+        _check_database(uri, shown)
+    else:
+        raise ConfigError(
+            f"tracking.uri must be http(s)://, sqlite:/// or another database URI, got {shown!r}; "
+            "MLflow no longer records runs in plain folders, use sqlite:///FOLDER/mlflow.db"
+        )
+
+
+def _check_server(uri: str, shown: str) -> None:
+    import requests
+
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S)
+        problem = None if answer.ok else f"it answered {answer.status_code}"
+    except requests.RequestException as error:
+        problem = f"{type(error).__name__}"
+    if problem:
+        raise ConfigError(
+            f"tracking.uri: no MLflow server at {shown} ({problem}); start it with "
+            "`mlflow server`, or leave tracking.uri empty for a local sqlite store"
+        )
+
+
+def _check_sqlite(uri: str) -> None:
+    """Check the place of a local database without making it."""
+    import sqlite3
+    from contextlib import closing
+
+    database = uri.partition("sqlite:///")[2]
+    if not database or database == ":memory:":
+        raise ConfigError(
+            f"tracking.uri must name a file, got {uri!r}; use sqlite:///FOLDER/mlflow.db"
+        )
+    path = Path(database)
+    check_writable(path.parent, "tracking.uri")
+    if not path.exists():
+        return
+    try:
+        # as_uri: sqlite opens what is there and makes nothing
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as there:
+            there.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise ConfigError(
+            f"tracking.uri: {path} cannot be used as a database: {error}; choose another file"
+        ) from error
+
+
+def _check_database(uri: str, shown: str) -> None:
+    import sqlalchemy
+
+    try:
+        sqlalchemy.create_engine(uri).connect().close()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
+        reason = redact_uri(str(error).splitlines()[0])
+        raise ConfigError(
+            f"tracking.uri: cannot connect to {shown}: {reason}; check the address and the driver"
+        ) from error

@@ -100,8 +100,13 @@ class ShardReader:
         return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
 
     def null_condition(self) -> NullCondition | None:
-        """Return what stands for no caption and no image; None for a data set without texts."""
-        return read_null_condition(self._store, self._cache)
+        """Return what stands for no caption and no image; None for a data set without texts.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        stated = self.manifest.null_condition
+        return read_null_condition(self._store, self._cache, sha256=stated)
 
     def subset(self, indices: Sequence[int]) -> "ShardReader":
         """Return a reader of some of the clips, numbered anew in the order given.

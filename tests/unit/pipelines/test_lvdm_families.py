@@ -20,8 +20,9 @@ from cil.models.condition_encoders import TextEncoder
 from cil.models.lvdm_import import original_lvdm
 from pipelines.__main__ import _main
 from pipelines.batches import BatchReader
+from pipelines.check_conditions import check_conditions
 from pipelines.config import validate_config
-from pipelines.dataset import open_dataset
+from pipelines.dataset import open_dataset, open_training_data
 from pipelines.dropout_seed import seeded_dropout
 from pipelines.engine import choose_trainable
 from pipelines.export import _write_original
@@ -144,6 +145,17 @@ def test_a_null_condition_that_changed_is_found_and_restored(run, run_encode, tm
     assert run_encode(run).reused
     assert path.read_bytes() == before
     assert verify(str(dataset), tmp_path).outputs["faults"] == []
+
+
+def test_a_random_conditioning_frame_needs_a_model_that_sees_no_tokens(run):
+    """The tokens of a data set are those of the first frame."""
+    random = replace(run, train=replace(run.train, conditioning_frame="random"))
+    with pytest.raises(ConfigError, match="image tokens of the first frame only"):
+        check_conditions(random, open_training_data(random))
+    check_conditions(run, open_training_data(run))
+    if run.model.family == "dynamicrafter":
+        noise = replace(random, model=replace(run.model, image_token_replacement=1.0))
+        check_conditions(noise, open_training_data(noise))
 
 
 def test_a_step_with_dropout_is_a_function_of_its_number(step_of):

@@ -2,7 +2,7 @@
 
     python infra/mlflow/make_env.py [FOLDER]
 
-Out: postgres.env, minio.env and mlflow.env, readable by their owner only. Files that are there are
+Out: postgres.env, minio.env, store.env and mlflow.env, readable by their owner only. Files that are there are
 left alone, since the databases know their passwords. Git ignores them.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 def main(folder: Path) -> int:
     """Write the files; returns the exit code."""
-    names = ("postgres.env", "minio.env", "mlflow.env")
+    names = ("postgres.env", "minio.env", "store.env", "mlflow.env")
     there = [name for name in names if (folder / name).exists()]
     if there:
         print(f"error: {', '.join(there)} in {folder}: delete them to start anew", file=sys.stderr)
@@ -23,10 +23,9 @@ def main(folder: Path) -> int:
     files = {
         "postgres.env": {"POSTGRES_PASSWORD": database},
         "minio.env": {"MINIO_ROOT_USER": "root", "MINIO_ROOT_PASSWORD": root},
+        "store.env": {"AWS_ACCESS_KEY_ID": "mlflow", "AWS_SECRET_ACCESS_KEY": user},
         "mlflow.env": {
             "PGPASSWORD": database,
-            "AWS_ACCESS_KEY_ID": "mlflow",
-            "AWS_SECRET_ACCESS_KEY": user,
             "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_urlsafe(24),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
         },

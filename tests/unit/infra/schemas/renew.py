@@ -56,7 +56,8 @@ def reachable(definitions: dict[str, Any]) -> dict[str, Any]:
             continue
         schema = definitions[PREFIX + name]
         properties = schema.get("properties", {})
-        properties.pop("status", None)
+        if name in KINDS:
+            properties.pop("status", None)
         properties.pop("managedFields", None)
         if name == "api.core.v1.Volume":
             schema["properties"] = {key: properties[key] for key in sorted(VOLUMES)}

@@ -267,6 +267,7 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
 def _submit(common: argparse.Namespace, rest: list[str]) -> int:
     from pipelines.submit import run_command
 
+    command = "submit"
     if common.config:
         from cil.errors import ConfigError
 
@@ -275,9 +276,7 @@ def _submit(common: argparse.Namespace, rest: list[str]) -> int:
         rest,
         dry_run=common.dry_run,
         as_json=common.json,
-        description=(
-            f"{COMMANDS['submit']}. Example: {EXAMPLES['submit']}. Also: --dry-run, --json, --debug."
-        ),
+        description=f"{COMMANDS[command]}. Example: {EXAMPLES[command]}. Also: --dry-run, --json.",
     )
 
 

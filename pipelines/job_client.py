@@ -124,7 +124,9 @@ def explained(address: str) -> Iterator[None]:
         raise StageError(_nobody(address, error)) from error
     except (RuntimeError, ValueError, OSError) as error:
         text = str(error)
-        if "token" in text.lower() and "RAY_AUTH" in text:  # raised by Ray's core, with another type
+        if (
+            "token" in text.lower() and "RAY_AUTH" in text
+        ):  # raised by Ray's core, with another type
             raise ConfigError(_about_token(text, address)) from error
         if "exceeds the maximum size" in text:
             raise ConfigError(

@@ -48,9 +48,7 @@ def run_command(words: list[str], *, dry_run: bool, as_json: bool, description: 
     """
     options, command = _parse(words, description)
     watch = Stopwatch()
-    job = make_job(
-        command, Path(options.working_dir), options.runtime_env, options.submission_id
-    )
+    job = make_job(command, Path(options.working_dir), options.runtime_env, options.submission_id)
     if dry_run:
         _say(f"{job.submission_id}: {job.entrypoint}")
         if as_json:
@@ -134,16 +132,19 @@ def make_job(
 def _runtime_env(folder: Path, given: str | None) -> dict[str, Any]:
     path = Path(given) if given else folder / RUNTIME_ENV
     found = read_mapping(path) if given or path.exists() else {}
+    variables, excludes = found.get("env_vars", {}), found.get("excludes", [])
     unknown = sorted(set(found) - _KNOWN)
     if unknown:
         raise ConfigError(f"{path} has settings that are not used here: {', '.join(unknown)}")
-    for name in found.get("env_vars", {}):
-        if any(word in name.upper() for word in _SECRET):
+    if not isinstance(variables, dict) or not isinstance(excludes, list):
+        raise ConfigError(f"{path}: excludes must be a list, and env_vars a mapping")
+    for name in variables:
+        if any(word in str(name).upper() for word in _SECRET):
             raise ConfigError(
-                f"{path}: env_vars must hold no secret, got {name}; a job's environment is shown in "
-                "the dashboard. Give secrets to the nodes"
+                f"{path}: env_vars must hold no secret, got {name}; a job's environment is shown "
+                "in the dashboard. Give secrets to the nodes"
             )
-    return {**found, "excludes": list(found.get("excludes", []))}
+    return {**found, "excludes": [str(pattern) for pattern in excludes]}
 
 
 def _package(folder: Path, excludes: list[str]) -> str:
@@ -199,7 +200,7 @@ def _warn_of_relative_output(command: list[str], folder: Path) -> None:
 
 def _say_sent(job: Job, name: str, *, known: bool, address: str) -> None:
     if known:
-        _say(f"{name} is on {address} already: following it (--again starts it anew if it has ended)")
+        _say(X)
     else:
         _say(f"submitted {name} to {address}: {job.entrypoint}")
 

@@ -2,9 +2,9 @@
 
     python infra/kubernetes/create_rayjob.py /etc/cil/rayjob.yaml
 
-In: the manifest, and from the pod's environment JOB_NAME, JOB_UID and POD_NAMESPACE. The RayJob has
-the Job's name, so a pod that replaces an evicted one finds it instead of making a second; and the Job
-owns it, so both go together. Out: the exit code of retrain (0, 1, 2 or 3), 1 for all else.
+In: the manifest, and from the pod's environment JOB_NAME, JOB_UID and POD_NAMESPACE. The RayJob
+has the Job's name, so a pod that replaces an evicted one finds it instead of making a second; and
+the Job owns it, so both go together. Out: the exit code of retrain (0, 1, 2 or 3), 1 for all else.
 
 It speaks to the Kubernetes API with the pod's service account, which may create and read RayJobs.
 """
@@ -41,7 +41,7 @@ def manifest(text: str, job_name: str, job_uid: str) -> dict[str, Any]:
 def call(url: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
     """Send one request to the Kubernetes API; returns its status and what it answers."""
     token = (ACCOUNT / "token").read_text().strip()  # read anew: it is renewed now and then
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310  # the address is the cluster's own
         url,
         data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
@@ -49,7 +49,7 @@ def call(url: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, A
     authority = ACCOUNT / "ca.crt"
     context = ssl.create_default_context(cafile=str(authority)) if url[:5] == "https" else None
     try:
-        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:  # noqa: S310
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
@@ -87,7 +87,9 @@ def run(text: str, api: str) -> int:
             return 1
         if code == 200:
             answered, status = time.monotonic(), answer.get("status") or {}
-            now = f"{status.get('jobDeploymentStatus', 'New')} {status.get('jobStatus', '')}".strip()
+            now = (
+                f"{status.get('jobDeploymentStatus', 'New')} {status.get('jobStatus', '')}".strip()
+            )
             if now != before:
                 print(f"RayJob {name}: {now}", flush=True)
             before, ended = now, exit_code(status)

@@ -2,8 +2,8 @@
 
     python infra/mlflow/make_env.py [FOLDER]
 
-Out: postgres.env, minio.env, store.env and mlflow.env, readable by their owner only. Files that are there are
-left alone, since the databases know their passwords. Git ignores them.
+Out: postgres.env, minio.env, store.env and mlflow.env, readable by their owner only. Files that are
+there are left alone, since the databases know their passwords. Git ignores them.
 """
 
 import os

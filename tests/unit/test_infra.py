@@ -83,7 +83,9 @@ def test_the_images_have_the_variables_and_no_root(stages, stage, place):
 
 
 def test_no_secret_is_in_a_file():
-    files = [path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = [
+        path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
     assert len(files) > 20
     for path in [*files, ROOT / "ray_cluster.yaml"]:
         if path.suffix == ".env":  # what a user has made; git ignores it

@@ -81,7 +81,9 @@ def test_only_nodes_whose_loss_costs_little_are_spot():
     assert aws["cpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     gcp = read(FILES[1])["available_node_types"]
     found = {name: pool["node_config"].get("scheduling", {}) for name, pool in gcp.items()}
-    assert [name for name, how in found.items() if how.get("provisioningModel") == "SPOT"] == ["cpu"]
+    assert [name for name, how in found.items() if how.get("provisioningModel") == "SPOT"] == [
+        "cpu"
+    ]
 
 
 def test_the_metadata_of_aws_wants_a_session():
@@ -124,8 +126,8 @@ def test_nothing_is_installed_that_is_not_pinned(name):
     for pool in cluster.get("available_node_types", {}).values():
         images += [pool["docker"]["worker_image"]] if "docker" in pool else []
     assert all(re.search(r":\d+\.\d+\.\d+-(cpu|gpu)$", image) for image in images)
-    commands = [cluster[key] for key in cluster if key.endswith("setup_commands")]
-    for command in sum(commands, []):
+    lists = [cluster[key] for key in cluster if key.endswith("setup_commands")]
+    for command in [line for lines in lists for line in lines]:
         assert re.fullmatch(r"pip install [a-z0-9-]+==[\d.]+", command)
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     if name == FILES[0]:

@@ -46,7 +46,9 @@ def check():
     def check(document):
         kind = document["kind"]
         core = kind in CORE
-        reference = f"kubernetes.json#/$defs/{CORE[kind]}" if core else f"kuberay.yaml#/$defs/{kind}"
+        reference = (
+            f"kubernetes.json#/$defs/{CORE[kind]}" if core else f"kuberay.yaml#/$defs/{kind}"
+        )
         schema = {"$ref": reference}
         jsonschema.Draft202012Validator(schema, registry=registry).validate(document)
 
@@ -156,7 +158,10 @@ def test_the_kustomization_names_files_that_are_there():
     kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
     generated = {item["name"]: item["files"] for item in kustomization["configMapGenerator"]}
     assert generated == {"cil-rayjob": ["rayjob.yaml"], "cil-retrain": ["retrain.yaml"]}
-    for name in [*kustomization["resources"], *sum(generated.values(), [])]:
+    for name in [
+        *kustomization["resources"],
+        *(file for files in generated.values() for file in files),
+    ]:
         assert (FOLDER / name).exists()
 
 
@@ -183,8 +188,9 @@ def test_two_runs_never_overlap_and_the_schedules_are_schedules():
     assert CRON.fullmatch(cron["schedule"])
     assert ray["schedule"] == cron["schedule"]
     # the one that waits lives longer than what it waits for
-    assert cron["jobTemplate"]["spec"]["activeDeadlineSeconds"] > (
-        job_specs()["RayJob"]["activeDeadlineSeconds"]
+    assert (
+        cron["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+        > (job_specs()["RayJob"]["activeDeadlineSeconds"])
     )
     assert job_specs()["RayJob"] == job_specs()["RayCronJob"]
 
@@ -308,7 +314,9 @@ RUNNING = (200, {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"})
 
 
 def test_it_creates_a_rayjob_that_its_job_owns_and_waits(create, check, capsys):
-    code, calls = create([(200, {}), RUNNING, (500, {}), RUNNING, ended("SUCCEEDED", "Job finished.")])
+    code, calls = create(
+        [(200, {}), RUNNING, (500, {}), RUNNING, ended("SUCCEEDED", "Job finished.")]
+    )
     assert code == 0
     method, path, authorization, body = calls[0]
     assert (method, path) == ("POST", "/apis/ray.io/v1/namespaces/ours/rayjobs")
@@ -349,7 +357,7 @@ def test_a_pod_that_replaces_another_finds_the_rayjob(create, capsys):
 
 def test_a_rayjob_that_is_refused_is_a_failure(create, capsys):
     assert create([], create=403)[0] == 1
-    assert "was refused (403): {\"message\": \"says the API\"}" in capsys.readouterr().out
+    assert 'was refused (403): {"message": "says the API"}' in capsys.readouterr().out
 
 
 def test_an_api_that_is_gone_is_given_up(create, script, monkeypatch, capsys):

@@ -66,7 +66,9 @@ def test_images_are_pinned_volumes_are_there_and_secrets_are_not(path):
 
 
 def test_only_loopback_is_open():
-    ports = [port for path in COMPOSE for s in services(path).values() for port in s.get("ports", [])]
+    ports = [
+        port for path in COMPOSE for s in services(path).values() for port in s.get("ports", [])
+    ]
     assert ports == ["127.0.0.1:5000:5000"]
     on_host = services(MONITORING / "compose.yaml")
     assert all(service["network_mode"] == "host" for service in on_host.values())

@@ -1,4 +1,4 @@
-"""`cil submit` against a cluster that a test plays; tests/distributed/test_submit.py has a real one."""
+"""`cil submit` against a cluster that a test plays; tests/distributed has a real one."""
 
 import json
 import signal
@@ -161,6 +161,8 @@ def test_a_mistake_is_found_before_anything_is_sent(checkout, cluster, capsys, w
         ("env_vars: {AWS_SECRET_ACCESS_KEY: hunter2}", "env_vars must hold no secret"),
         ("env_vars: {RAY_AUTH_TOKEN: hunter2}", "env_vars must hold no secret"),
         ("exclude: [build]", "settings that are not used here: exclude"),
+        ("excludes: build", "excludes must be a list"),
+        ("env_vars: [A=1]", "excludes must be a list, and env_vars a mapping"),
     ],
 )
 def test_a_runtime_environment_is_checked(checkout, text, message):
@@ -368,7 +370,11 @@ def authentication_error(text):
             ConfigError,
             "the working directory is too large",
         ),
-        (RuntimeError("Request failed: 500\nTraceback"), StageError, "refuses: Request failed: 500$"),
+        (
+            RuntimeError("Request failed: 500\nTraceback"),
+            StageError,
+            "refuses: Request failed: 500$",
+        ),
         (ConfigError("ours"), ConfigError, "^ours$"),
     ],
 )

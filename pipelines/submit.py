@@ -200,7 +200,10 @@ def _warn_of_relative_output(command: list[str], folder: Path) -> None:
 
 def _say_sent(job: Job, name: str, *, known: bool, address: str) -> None:
     if known:
-        _say(X)
+        _say(
+            f"{name} is on {address} already: following it (--again starts it once more if it has "
+            "ended)"
+        )
     else:
         _say(f"submitted {name} to {address}: {job.entrypoint}")
 

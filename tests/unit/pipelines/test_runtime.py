@@ -100,7 +100,7 @@ def autoscaler(ray, monkeypatch):
         monkeypatch.setattr(module, "cluster_resources", resources)
         return asked
 
-    monkeypatch.setattr(sdk, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(sdk, "request_resources", lambda *, bundles: asked.append(bundles))
     monkeypatch.setattr(runtime, "_SCALE_UP_POLL_S", 0.01)
     return grow_after
 

@@ -212,6 +212,10 @@ def test_the_settings_of_retrain_are_settings(tmp_path):
     (tmp_path / "retrain.yaml").write_text(text)
     config = load_config(tmp_path / "retrain.yaml")
     assert config.output.dir.startswith("/mnt/cil/")
+    gpu = job_specs()["RayJob"]["rayClusterSpec"]["workerGroupSpecs"][1]
+    (container,) = gpu["template"]["spec"]["containers"]
+    there = gpu["minReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert config.train.num_workers == there
     assert "PASSWORD" not in text.split("\ndata:")[1]
 
 

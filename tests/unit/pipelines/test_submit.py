@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cil.errors import ConfigError, StageError
-from pipelines import submit
+from pipelines import job_client, submit
 from pipelines.__main__ import _main
 from pipelines.job_client import Job, end_of, explained, follow, send_once
 
@@ -381,3 +381,18 @@ def authentication_error(text):
 def test_errors_say_what_to_do(error, kind, message):
     with pytest.raises(kind, match=message), explained("here"):
         raise error
+
+
+def test_an_address_that_is_given_comes_before_the_environment(monkeypatch):
+    """Ray's own client would take RAY_ADDRESS, and talk to another cluster."""
+    import ray.job_submission
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://another:8265")
+    monkeypatch.setattr(
+        ray.job_submission, "JobSubmissionClient", get_address_for_submission_client
+    )
+    assert job_client.connect("http://mine:8265") == "http://mine:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    assert job_client.connect(None) == "http://other:8265"

@@ -45,8 +45,15 @@ def _main(arguments: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
         print(f"error: there is no command {command!r}; {hint}", file=sys.stderr)
         return 2
+    rest, job = _before_job(command, rest)
     common, rest = _common_options(rest)
-    return _guarded(lambda: _dispatch(command, common, rest), debug=common.debug)
+    return _guarded(lambda: _dispatch(command, common, rest + job), debug=common.debug)
+
+
+def _before_job(command: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """Split off what follows ``--`` in `cil submit`: its options are the job's, not ours."""
+    split = words.index("--") if command == "submit" and "--" in words else len(words)
+    return words[:split], words[split:]
 
 
 def _common_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -124,6 +131,7 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         "export": _export,
         "import": _import,
         "sweep": _sweep,
+        "submit": _submit,
     }
     if command in without_config:
         return without_config[command](common, rest)
@@ -254,6 +262,22 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
     report = command.run_sweep(sweep, options, debug=common.debug)
     _finish([report], common)
     return int(report.metrics["failed"] > 0)
+
+
+def _submit(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.submit import run_command
+
+    command = "submit"
+    if common.config:
+        from cil.errors import ConfigError
+
+        raise ConfigError("--config belongs to the job: cil submit -- COMMAND --config FILE")
+    return run_command(
+        rest,
+        dry_run=common.dry_run,
+        as_json=common.json,
+        description=f"{COMMANDS[command]}. Example: {EXAMPLES[command]}. Also: --dry-run, --json.",
+    )
 
 
 def _import(common: argparse.Namespace, rest: list[str]) -> int:

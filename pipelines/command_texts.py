@@ -14,6 +14,7 @@ COMMANDS = {
     "import": "a published checkpoint to a model folder",
     "export": "a checkpoint of a training to a model folder, or to the published layout",
     "plan": "what encoding would keep, drop and take, or training need, without doing it",
+    "submit": "run a command as a job on a Ray cluster, and follow it",
     "verify": "check every byte of a data set against its manifest",
     "doctor": "check this environment and say what to do",
 }
@@ -45,6 +46,7 @@ examples:
   cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter
   cil export --output.dir build/demo/run --out build/exported
   cil sweep configs/compare.yaml
+  cil submit -- train --config configs/svd-512.yaml
   cil doctor
 
 A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
@@ -84,5 +86,6 @@ EXAMPLES = {
     ),
     "import": "cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter",
     "export": "cil export --output.dir build/demo/run --out build/exported",
+    "submit": "cil submit --address http://127.0.0.1:8265 -- train --config configs/svd-512.yaml",
     "doctor": "cil doctor --config configs/demo.yaml",
 }

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,13 @@ from contextlib import contextmanager
 from cil.errors import StageError
 from pipelines.config import environment
 from pipelines.environment_variables import variables_for
+from pipelines.progress import console
 from pipelines.settings import ClusterConfig
 from pipelines.termination import sigterm_raises
 
 __all__ = ["check_resources", "ray_session", "root_cause"]
+
+_SCALE_UP_POLL_S = 2.0
 
 
 @contextmanager
@@ -74,22 +78,60 @@ def _quieten(level: int) -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
-def check_resources(num_workers: int, per_worker: dict[str, float], setting: str) -> None:
+def check_resources(
+    num_workers: int, per_worker: dict[str, float], setting: str, *, scale_up_s: float = 0.0
+) -> None:
     """Check that the cluster can hold the workers at all, so that nothing waits for ever.
 
+    Args:
+        num_workers: how many.
+        per_worker: what each needs, by Ray's name of the resource.
+        setting: the setting that asks for them, for the message.
+        scale_up_s: seconds to wait for an autoscaling cluster, which is told what is needed.
+
     Raises:
-        StageError: the cluster has too little of a resource.
+        StageError: the cluster has too little of a resource, also after the wait.
     """
+    lacking = _lacking(num_workers, per_worker)
+    if lacking and scale_up_s > 0:
+        lacking = _scale_up(num_workers, per_worker, scale_up_s)
+    if lacking:
+        name, needed, has = lacking
+        waited = f", after a wait of {scale_up_s:g} s for more nodes" if scale_up_s > 0 else ""
+        raise StageError(
+            f"{setting} = {num_workers} needs {needed:g} {name}, the cluster has {has:g}{waited}; "
+            f"lower {setting} or use a larger cluster"
+        )
+
+
+def _lacking(num_workers: int, per_worker: dict[str, float]) -> tuple[str, float, float] | None:
+    """Return the first resource of which there is too little, with what is needed and there."""
     import ray
 
     available = ray.cluster_resources()
     for name, amount in per_worker.items():
         needed, has = num_workers * amount, available.get(name, 0.0)
         if needed > has:
-            raise StageError(
-                f"{setting} = {num_workers} needs {needed:g} {name}, the cluster has {has:g}; "
-                f"lower {setting} or use a larger cluster"
-            )
+            return name, needed, has
+    return None
+
+
+def _scale_up(
+    num_workers: int, per_worker: dict[str, float], wait_s: float
+) -> tuple[str, float, float] | None:
+    """Ask the autoscaler for nodes and wait for them; returns what is lacking still."""
+    from ray.autoscaler.sdk import request_resources
+
+    console.print(f"waiting for nodes with {num_workers} x {per_worker}, up to {wait_s:g} s")
+    deadline = time.monotonic() + wait_s
+    request_resources(bundles=[dict(per_worker)] * num_workers)
+    try:
+        while (lacking := _lacking(num_workers, per_worker)) and time.monotonic() < deadline:
+            time.sleep(_SCALE_UP_POLL_S)
+    finally:
+        # from here on the workers themselves keep the nodes; what nobody uses goes again
+        request_resources(bundles=[])
+    return lacking
 
 
 def worker_environment(*, use_gpu: bool) -> dict[str, str]:

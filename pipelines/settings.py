@@ -306,6 +306,9 @@ class ClusterConfig:
     """Ray address; None takes RAY_ADDRESS, else starts a local cluster for this command."""
     num_cpus: Count | None = None
     """CPUs of a local cluster; None takes all cores."""
+    scale_up_s: Annotated[float, Ge(0)] = 0.0
+    """Seconds that training waits for an autoscaling cluster to bring up nodes for its workers; 0
+    refuses a cluster that does not have them yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -291,7 +291,8 @@ def start_side_jobs(
     needed = {"CPU": own.num_cpus, "GPU": own.num_gpus}
     for name, amount in needed.items():
         if amount:
-            check_resources(1, {name: amount}, f"validate.num_{name.lower()}s")
+            setting, wait_s = f"validate.num_{name.lower()}s", config.cluster.scale_up_s
+            check_resources(1, {name: amount}, setting, scale_up_s=wait_s)
     folder = train_folder / VALIDATION_FOLDER
     _set_aside(train_folder, identity)
     remove_temporaries(folder)

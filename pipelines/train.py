@@ -274,7 +274,12 @@ def _fit(
     resources: dict[str, float] = {"CPU": train.cpus_per_worker}
     if train.use_gpu:
         resources["GPU"] = 1
-    check_resources(train.num_workers, resources, "train.num_workers")
+    check_resources(
+        train.num_workers,
+        resources,
+        "train.num_workers",
+        scale_up_s=config.cluster.scale_up_s,
+    )
     board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
     watch = ray.remote(WatchBoard).options(num_cpus=0).remote()
     trainer = TorchTrainer(

@@ -53,7 +53,9 @@ def test_make_targets_exist(arguments):
 def test_cil_commands_parse(arguments, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     command, *rest = arguments
-    if "--config" in rest and (ROOT / rest[rest.index("--config") + 1]).exists():
+    if command == "submit":
+        assert _main(["submit", "--dry-run", *rest]) == 0
+    elif "--config" in rest and (ROOT / rest[rest.index("--config") + 1]).exists():
         if "pretrained" in (ROOT / rest[rest.index("--config") + 1]).read_text():
             for part in ("unet", "image_encoder", "text_encoder", "tokenizer"):
                 (tmp_path / part).mkdir()  # stands for the weights that a user has downloaded

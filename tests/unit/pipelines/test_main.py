@@ -98,6 +98,7 @@ def test_help_of_a_command_has_an_example_and_its_settings(cil, command):
         "sample": "--start-time",
         "verify": "DATASET",
         "export": "--weights",
+        "submit": "--submission-id",
         "import": "--tokenizer",
     }
     assert settings.get(command, "--train.learning-rate") in words

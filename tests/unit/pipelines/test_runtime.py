@@ -84,6 +84,49 @@ def test_more_than_the_cluster_has_is_refused_instead_of_waited_for(ray, workers
         check_resources(workers, each, "train.num_workers")
 
 
+@pytest.fixture
+def autoscaler(ray, monkeypatch):
+    """A cluster that has what was asked for after so many looks; returns what was asked."""
+    from ray.autoscaler import sdk
+
+    module, _ = ray
+    asked, looks = [], []
+
+    def grow_after(number):
+        def resources():
+            looks.append(1)
+            return {"CPU": 2.0, "GPU": 4.0} if asked and len(looks) > number else {"CPU": 2.0}
+
+        monkeypatch.setattr(module, "cluster_resources", resources)
+        return asked
+
+    monkeypatch.setattr(sdk, "request_resources", lambda *, bundles: asked.append(bundles))
+    monkeypatch.setattr(runtime, "_SCALE_UP_POLL_S", 0.01)
+    return grow_after
+
+
+def test_nodes_that_come_up_are_waited_for_and_the_request_is_taken_back(autoscaler):
+    asked = autoscaler(5)
+    needed = {"CPU": 0.5, "GPU": 1.0}
+    assert check_resources(4, needed, "train.num_workers", scale_up_s=60) is None
+    assert asked == [[needed] * 4, []]
+
+
+def test_nodes_that_never_come_up_end_the_wait(autoscaler):
+    asked = autoscaler(10**9)
+    words = "needs 4 GPU, the cluster has 0, after a wait of 0.2 s for more nodes; lower"
+    with pytest.raises(StageError, match=words):
+        check_resources(4, {"GPU": 1.0}, "train.num_workers", scale_up_s=0.2)
+    assert asked == [[{"GPU": 1.0}] * 4, []]
+
+
+def test_without_a_wait_the_autoscaler_is_not_asked(autoscaler):
+    asked = autoscaler(0)
+    with pytest.raises(StageError, match="the cluster has 0; lower"):
+        check_resources(4, {"GPU": 1.0}, "train.num_workers")
+    assert asked == []
+
+
 def test_what_fits_is_fine(ray):
     assert check_resources(2, {"CPU": 1}, "train.num_workers") is None
 

@@ -189,6 +189,6 @@ def _check_model(config: RunConfig) -> None:
         settings = {"num_frames": frames, **family_settings(model)}
         try:
             schedule = load(model.family, model.pretrained, weights=False, **settings).schedule
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             raise ConfigError(f"model.pretrained: {error}") from error
     config.time_noise.build(schedule)

@@ -26,8 +26,11 @@ __all__ = [
     "VIDEOS_PREFIX",
     "Arm",
     "check_model",
+    "check_names",
+    "located_arm",
     "own_arm",
     "parse_arms",
+    "refuse_other",
     "sampling_settings",
     "sweep_arms",
 ]
@@ -35,6 +38,7 @@ __all__ = [
 OWN_ARM = "model"
 """Name of the run's own model where no arm is given."""
 VIDEOS_PREFIX = "videos:"
+_FPS_TOLERANCE = 0.01
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 
 
@@ -130,7 +134,7 @@ def sweep_arms(sweep: "Sweep") -> tuple[list[Arm], list[str]]:
     return arms, missing
 
 
-def located(arm: Arm) -> Arm:
+def located_arm(arm: Arm) -> Arm:
     """Return the arm with an absolute folder, for workers."""
     return replace(arm, folder=arm.folder.absolute())
 
@@ -163,7 +167,8 @@ def refuse_other(name: str, says: dict[str, Any], size: Bucket, fps: float) -> N
     wrong = [
         f"{key} {says[key]:g} where the clips have {want:g}"
         for key, want in {**wanted, "fps": fps}.items()
-        if isinstance(says.get(key), int | float) and abs(says[key] - want) > 0.01 * want
+        if isinstance(says.get(key), int | float)
+        and abs(says[key] - want) > (_FPS_TOLERANCE * want if key == "fps" else 0)
     ]
     if wrong:
         raise ConfigError(

@@ -7,7 +7,7 @@ from contextlib import ExitStack, nullcontext
 import numpy as np
 import pytest
 
-from pipelines.evaluate import run as evaluate_run
+from pipelines.evaluate import evaluation
 from pipelines.evaluate.arms import parse_arms
 
 
@@ -51,9 +51,9 @@ def evaluate_here():
 
     def evaluate(config, arms, folder, *, log=None, **named):
         with pytest.MonkeyPatch.context() as patch, ExitStack() as session:
-            patch.setattr(evaluate_run, "map_rows", map_rows_here([] if log is None else log))
-            patch.setattr(evaluate_run, "ray_session", lambda *_, **__: nullcontext())
-            return evaluate_run.evaluate_arms(config, arms, folder=folder, session=session, **named)
+            patch.setattr(evaluation, "map_rows", map_rows_here([] if log is None else log))
+            patch.setattr(evaluation, "ray_session", lambda *_, **__: nullcontext())
+            return evaluation.evaluate_arms(config, arms, folder=folder, session=session, **named)
 
     return evaluate
 

@@ -1,11 +1,8 @@
 import csv
-import json
 
-import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
-from pipelines.evaluate.run import COLUMNS
+from pipelines.evaluate.evaluation import COLUMNS
 
 
 def test_every_arm_setting_clip_and_seed_has_a_row(finished):

@@ -16,8 +16,7 @@ from typing import Any
 from cil.errors import StageError
 from pipelines.config import RunConfig, content_hash
 from pipelines.dataset import located, open_training_data
-from pipelines.evaluate import arms as arms_module
-from pipelines.evaluate.arms import Arm, check_model, check_names
+from pipelines.evaluate.arms import Arm, check_model, check_names, located_arm
 from pipelines.evaluate.clip_set import EvaluationSet, freeze_images, open_set
 from pipelines.evaluate.extractors import extractor_hashes
 from pipelines.evaluate.features import write_features
@@ -28,11 +27,12 @@ from pipelines.evaluate.worker import UnitWorker, WorkerSettings, work_on_unit
 from pipelines.progress import stage_progress
 from pipelines.ray_map import map_rows
 from pipelines.runtime import ray_session
-from pipelines.storage import remove_temporaries, write_atomic, write_json
+from pipelines.storage import read_json, remove_temporaries, write_atomic, write_json
 
 __all__ = ["EVALUATE_FOLDER", "ROWS_FILE", "TABLE_FILE", "Evaluation", "evaluate_arms"]
 
 EVALUATE_FOLDER = "evaluate"
+_VERSION = 1
 TABLE_FILE, ROWS_FILE = "per_clip.csv", "per_clip.parquet"
 
 COLUMNS = (
@@ -132,15 +132,16 @@ def evaluate_arms(
             analytic_init=analytic_init or settings.analytic_init,
             made_of={**made_of, "data": first_stage},
         )
-    places = tuple(arms_module.located(arm) for arm in arms)
+    identity = _identity(config, chosen, arms, [*reference, *units])
+    kept = _complete(folder, identity, chosen, [*reference, *units])
+    if kept is not None:
+        return kept
     worker = WorkerSettings(
         config=_located(config),
         folder=folder.absolute(),
         chosen=chosen,
-        arms=places,
-        identity=content_hash(
-            {"units": [unit.name for unit in [*reference, *units]], "folder": str(folder)}
-        ),
+        arms=tuple(located_arm(arm) for arm in arms),
+        identity=identity,
     )
     done = _finish_units(reference, worker, session, "real clips", debug=debug)
     real = {row["clip_key"]: row for unit in reference for row in _rows(folder, unit)}
@@ -162,6 +163,7 @@ def evaluate_arms(
         extractor_hashes=hashes,
         seed=config.seed,
     )
+    metrics["identity"] = identity
     write_json(folder / METRICS_FILE, metrics)
     return Evaluation(
         folder=folder,
@@ -171,6 +173,47 @@ def evaluate_arms(
         reused=not done,
         num_units=len(reference) + len(units),
         num_done=done,
+    )
+
+
+def _identity(
+    config: RunConfig, chosen: EvaluationSet, arms: Sequence[Arm], units: Sequence[Unit]
+) -> str:
+    """Hash all that decides the tables and numbers."""
+    settings = config.evaluate
+    return content_hash(
+        {
+            "version": _VERSION,
+            "set": chosen.sha256,
+            "arms": [(arm.name, arm.identity) for arm in arms],
+            "units": [(unit.arm, unit.name) for unit in units],
+            "seed": config.seed,
+            "inception": [settings.inception_videos, settings.inception_splits],
+            "intervals": [settings.bootstrap_samples, settings.confidence],
+        }
+    )
+
+
+def _complete(
+    folder: Path, identity: str, chosen: EvaluationSet, units: Sequence[Unit]
+) -> Evaluation | None:
+    """Return the evaluation that the folder holds, if it is this one and whole."""
+    import pyarrow.parquet as pq
+
+    path = folder / METRICS_FILE
+    files = [folder / name for name in (METRICS_FILE, TABLE_FILE, ROWS_FILE)]
+    if not all(file.exists() for file in files) or read_json(path).get("identity") != identity:
+        return None
+    if any(read_finished(folder, unit) is None for unit in units):
+        return None
+    return Evaluation(
+        folder=folder,
+        chosen=chosen,
+        rows=pq.ParquetFile(io.BytesIO((folder / ROWS_FILE).read_bytes())).read().to_pylist(),
+        metrics=read_json(path),
+        reused=True,
+        num_units=len(units),
+        num_done=0,
     )
 
 

@@ -125,6 +125,7 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         "import": _import,
         "sweep": _sweep,
         "evaluate": _evaluate,
+        "leak": _leak,
     }
     if command in without_config:
         return without_config[command](common, rest)
@@ -258,23 +259,39 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _evaluate(common: argparse.Namespace, rest: list[str]) -> int:
-    if {"-h", "--help"} & set(rest):
-        _resolve("evaluate", common, ["--help"])
-    from pipelines.evaluate import options as evaluate_options
+    from pipelines.evaluate.command import run_command
 
-    options, settings = evaluate_options.parse_options(rest)
-    base = evaluate_options.sweep_base(options, common.config)
+    return _on_arms("evaluate", run_command, common, rest)
+
+
+def _leak(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.leak.command import run_command
+
+    return _on_arms("leak", run_command, common, rest)
+
+
+def _on_arms(
+    command: str,
+    run_command: "Callable[..., RunReport]",
+    common: argparse.Namespace,
+    rest: list[str],
+) -> int:
+    """Run a command that takes arms, or the sweep that they are of."""
+    if {"-h", "--help"} & set(rest):
+        _resolve(command, common, ["--help"])
+    from pipelines.evaluate import options as arm_options
+
+    options, settings = arm_options.parse_options(rest, command=command)
+    base = arm_options.sweep_base(options, common.config)
     if base is None:
-        config = _resolve("evaluate", common, settings)
+        config = _resolve(command, common, settings)
     else:
-        config = _overridden("evaluate", base, settings)
+        config = _overridden(command, base, settings)
     if common.dry_run:
         from pipelines.config import config_to_yaml
 
         print(config_to_yaml(config), end="")
         return 0
-    from pipelines.evaluate.command import run_command
-
     _finish([run_command(config, options, debug=common.debug)], common)
     return 0
 

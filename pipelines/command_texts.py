@@ -11,6 +11,7 @@ COMMANDS = {
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
     "evaluate": "measure models or folders of videos on held-out clips (Ray Data)",
+    "leak": "report how much models look at the image instead of the noisy video (Ray Data)",
     "sample": "videos from a registered model or a model folder",
     "import": "a published checkpoint to a model folder",
     "export": "a checkpoint of a training to a model folder, or to the published layout",
@@ -47,6 +48,7 @@ examples:
   cil export --output.dir build/demo/run --out build/exported
   cil sweep configs/compare.yaml
   cil evaluate --config configs/demo.yaml --evaluate.seeds-per-clip 4
+  cil leak --sweep configs/compare.yaml
   cil doctor
 
 A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
@@ -85,6 +87,14 @@ EXAMPLES = {
         "PLACE is a model folder, models:/NAME@ALIAS or videos:FOLDER, again for each arm; unset "
         "takes the run's own model. --sweep FILE instead of --config, for the finished trainings "
         "of a sweep; --out FOLDER, unset takes OUTPUT/evaluate"
+    ),
+    "leak": (
+        "cil leak --sweep configs/compare.yaml, or cil leak --config configs/demo.yaml --arm "
+        "base=build/base/register/model --arm tuned=build/run/register/model; see "
+        "docs/leak_report.md. The first arm is what the others are compared with. Also: --arm "
+        "NAME=PLACE, where PLACE is a model folder or models:/NAME@ALIAS, again for each arm; "
+        "unset takes the run's own model. --sweep FILE instead of --config, for the finished "
+        "trainings of a sweep; --out FOLDER, unset takes OUTPUT/leak"
     ),
     "sample": (
         "cil sample --model build/demo/run/register/model --image photo.png --seed 3. "

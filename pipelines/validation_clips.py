@@ -26,6 +26,7 @@ __all__ = [
     "chunks",
     "clips_in_order",
     "drawn_latents",
+    "held_out_clip",
     "sample_id",
 ]
 
@@ -65,10 +66,7 @@ def choose_clips(data: TrainingData, count: int, *, bucket: str | None = None) -
         DataError: a shard is missing or damaged.
     """
     readers = [reader for name, reader in sorted(data.held_out.items()) if bucket in (None, name)]
-    return [
-        HeldOutClip(stored=place.reader.clip(place.index), image=_image(place.reader, place.index))
-        for place in clips_in_order(readers)[:count]
-    ]
+    return [held_out_clip(place) for place in clips_in_order(readers)[:count]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +87,13 @@ def clips_in_order(readers: Sequence[ShardReader]) -> list[ClipPlace]:
         for index, key in enumerate(reader.sample_keys())
     ]
     return sorted(places, key=lambda place: hashlib.sha256(place.key.encode()).hexdigest())
+
+
+def held_out_clip(place: ClipPlace) -> HeldOutClip:
+    """Read a clip."""
+    return HeldOutClip(
+        stored=place.reader.clip(place.index), image=_image(place.reader, place.index)
+    )
 
 
 def _image(reader: ShardReader, index: int) -> npt.NDArray[np.uint8]:

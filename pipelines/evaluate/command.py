@@ -65,12 +65,14 @@ def find_arms(config: RunConfig, options: EvaluateOptions) -> list[Arm]:
     return arms or [own_arm(config)]
 
 
-def results_folder(config: RunConfig, options: EvaluateOptions) -> Path:
+def results_folder(
+    config: RunConfig, options: EvaluateOptions, *, name: str = EVALUATE_FOLDER
+) -> Path:
     """Return where the results go."""
     if options.out is not None:
         return Path(options.out)
     output = Path(config.output.dir)
-    return (output / "sweep" if options.sweep else output) / EVALUATE_FOLDER
+    return (output / "sweep" if options.sweep else output) / name
 
 
 def run_command(config: RunConfig, options: EvaluateOptions, *, debug: bool = False) -> RunReport:

@@ -1,4 +1,4 @@
-"""The options of `cil evaluate` that are no settings.
+"""The options of `cil evaluate` and `cil leak` that are no settings.
 
 In: the words of the command line. Out: `EvaluateOptions`, and the base of a sweep if one is named.
 """
@@ -22,12 +22,15 @@ class EvaluateOptions:
     sweep: str | None = None
     """Sweep file; its finished trainings are arms, and its base is the configuration."""
     out: str | None = None
-    """Folder of the results; None takes OUTPUT/evaluate, or SWEEP/evaluate."""
+    """Folder of the results; None takes one named as the command in OUTPUT, or in that of the
+    sweep."""
 
 
-def parse_options(arguments: Sequence[str]) -> tuple[EvaluateOptions, list[str]]:
+def parse_options(
+    arguments: Sequence[str], *, command: str = "evaluate"
+) -> tuple[EvaluateOptions, list[str]]:
     """Read the options; returns them and the words that are left, which are settings."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil evaluate")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"cil {command}")
     parser.add_argument("--arm", action="append", default=[])
     parser.add_argument("--sweep")
     parser.add_argument("--out")

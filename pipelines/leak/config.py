@@ -1,13 +1,12 @@
 """Settings of the leak report."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from cil.errors import ConfigError
-
-__all__ = ["DECISION_TIMES", "LeakConfig"]
+__all__ = ["DECISION_TIMES", "LeakConfig", "leak_mistakes"]
 
 DECISION_TIMES = (0.7, 0.8, 0.9)
 """Ranks t that the verdict is about: much noise, but a good network still sees the motion."""
@@ -47,22 +46,23 @@ class LeakConfig:
     num_shown: Annotated[int, Ge(0)] = 6
     """Images whose videos are shown side by side, those of the worst alignment first."""
 
-    def __post_init__(self) -> None:
-        for name, needed, known in (
-            ("leak.times", DECISION_TIMES, self.times),
-            ("leak.motion_times", self.motion_times, self.times),
-        ):
-            missing = [str(time) for time in needed if time not in known]
-            if missing and name == "leak.times":
-                raise ConfigError(
-                    f"{name} must contain 0.7, 0.8 and 0.9, which the verdict is about, got "
-                    f"{list(known)}; add {', '.join(missing)}"
-                )
-            if missing:
-                raise ConfigError(
-                    f"{name} must be among leak.times = {list(known)}, got {', '.join(missing)}"
-                )
-        for name in ("times", "motion_times", "start_times"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ConfigError(f"leak.{name} must differ from each other, got {list(values)}")
+
+def leak_mistakes(own: LeakConfig) -> Iterator[str]:
+    """Say what is wrong with the settings together, one line each, without the section's name."""
+    missing = [time for time in DECISION_TIMES if time not in own.times]
+    if missing:
+        yield (
+            f"times must contain 0.7, 0.8 and 0.9, which the verdict is about, got "
+            f"{list(own.times)}; add {_listed(missing)}"
+        )
+    strange = [time for time in own.motion_times if time not in own.times]
+    if strange:
+        yield f"motion_times must be among times = {list(own.times)}, got {_listed(strange)}"
+    for name in ("times", "motion_times", "start_times"):
+        values = getattr(own, name)
+        if len(set(values)) < len(values):
+            yield f"{name} must differ from each other, got {list(values)}"
+
+
+def _listed(times: Sequence[float]) -> str:
+    return ", ".join(f"{time:g}" for time in times)

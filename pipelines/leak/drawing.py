@@ -8,7 +8,7 @@ from pipelines.leak.look import DARK, LIGHT, Theme
 from pipelines.leak.plots import Plot
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["png_of", "svg_of", "svg_uris"]
 

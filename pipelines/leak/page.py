@@ -133,7 +133,7 @@ def _signed(value: float) -> str:
 
 def _chance(value: float) -> str:
     """Write a p value."""
-    return "p < 0.001" if value < 0.001 else f"p {value:.2g}"  # noqa: PLR2004
+    return "p < 0.001" if value < 0.001 else f"p {value:.2g}"
 
 
 def _noise(noise: object) -> str:

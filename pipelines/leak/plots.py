@@ -364,5 +364,5 @@ def _last_of(points: Sequence[Point], arm: str, line: Sequence[Point]) -> Iterat
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels)) > 18 else min(len(labels), 3)  # noqa: PLR2004
+    columns = 1 if max(map(len, labels)) > 18 else min(len(labels), 3)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

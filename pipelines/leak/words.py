@@ -75,7 +75,7 @@ def limits(
             "Each arm was trained once. What another seed of training would give is not in any "
             "interval: a difference can be clear between these networks and not between methods."
         )
-    if num_arms > 2:  # noqa: PLR2004
+    if num_arms > 2:
         found.append(
             "Intervals and p values are not corrected for the number of comparisons on this page."
         )

@@ -129,6 +129,8 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
     }
     if command in without_config:
         return without_config[command](common, rest)
+    if command in ("retrain", "promote", "rollback", "status"):
+        return _registry(command, common, rest)
     own, rest = _own_options(command, rest)
     if command == "validate":
         common.config = common.config or _own_config(rest)
@@ -154,6 +156,21 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         reports = stages.run(command, config, debug=common.debug)
     _finish(reports, common)
     return 0
+
+
+def _registry(command: str, common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines import registry_commands
+
+    options, rest = registry_commands.parse_options(rest, command)
+    config = _resolve(command, common, rest)
+    if common.dry_run:
+        from pipelines.config import config_to_yaml
+
+        print(config_to_yaml(config), end="")
+        return 0
+    report, code = registry_commands.run_command(command, config, options, debug=common.debug)
+    _finish([report], common)
+    return code
 
 
 def _own_config(rest: list[str]) -> str | None:

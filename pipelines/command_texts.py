@@ -13,6 +13,10 @@ COMMANDS = {
     "evaluate": "measure models or folders of videos on held-out clips (Ray Data)",
     "leak": "report how much models look at the image instead of the noisy video (Ray Data)",
     "sample": "videos from a registered model or a model folder",
+    "retrain": "the scheduled run: encode, and if there is something new train, judge and promote",
+    "promote": "make a version of the registered model the champion",
+    "rollback": "return to the champion before",
+    "status": "versions, aliases and history of the registered model, and the last scheduled run",
     "import": "a published checkpoint to a model folder",
     "export": "a checkpoint of a training to a model folder, or to the published layout",
     "plan": "what encoding would keep, drop and take, or training need, without doing it",
@@ -47,6 +51,8 @@ examples:
   cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter
   cil export --output.dir build/demo/run --out build/exported
   cil sweep configs/compare.yaml
+  cil retrain --config configs/demo.yaml
+  cil status --config configs/demo.yaml
   cil evaluate --config configs/demo.yaml --evaluate.seeds-per-clip 4
   cil leak --sweep configs/compare.yaml
   cil doctor
@@ -101,6 +107,18 @@ EXAMPLES = {
         "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
         "from N(0, sigma^2 I); unset takes the model's own"
     ),
+    "retrain": (
+        "cil retrain --config configs/demo.yaml --json. Exit codes: 0 promoted or nothing new, 3 "
+        "the gate refused the new model, 2 a mistake in the settings, 1 a failure"
+    ),
+    "promote": (
+        "cil promote --config configs/demo.yaml --version 3. Also: --version N, unset takes the "
+        "challenger; --reason TEXT, for the history; --force, for what no gate has passed; --yes"
+    ),
+    "rollback": (
+        "cil rollback --config configs/demo.yaml --reason 'too jumpy'. Also: --reason TEXT, --yes"
+    ),
+    "status": "cil status --config configs/demo.yaml --json",
     "import": "cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter",
     "export": "cil export --output.dir build/demo/run --out build/exported",
     "doctor": "cil doctor --config configs/demo.yaml",

@@ -23,13 +23,16 @@ from cil.errors import ConfigError
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.gate.config import GateConfig
 from pipelines.leak.config import LeakConfig, leak_mistakes
 from pipelines.model_settings import ModelConfig, model_mistakes, noise_mistakes
 from pipelines.read_config import ReadConfig
+from pipelines.retrain.config import RetrainConfig
 from pipelines.selection.bucket import Bucket
 from pipelines.selection.config import SelectionConfig, contradictions
 from pipelines.settings import (
     STRICT,
+    CardConfig,
     ClusterConfig,
     ConditionConfig,
     DataConfig,
@@ -94,6 +97,12 @@ class RunConfig:
     """Sampling."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """Judging a new model."""
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    """Scheduled retraining."""
+    card: CardConfig = field(default_factory=CardConfig)
+    """Model card."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
     output: OutputConfig = field(default_factory=OutputConfig)

@@ -21,34 +21,36 @@ __all__ = ["STAGES", "check_before_start", "hold_places", "run"]
 
 STAGES = ("encode", "train", "estimate", "register", "evaluate", "sample")
 """In the order of `cil run`."""
+_WHOLE = ("run", "retrain")
 
 
 def check_before_start(command: str, config: RunConfig) -> None:
     """Check everything that can be checked without starting anything, and report all of it.
 
     Args:
-        command: a stage, or ``run`` for all of them.
+        command: a stage, or ``run`` or ``retrain`` for all of them.
         config: the run.
 
     Raises:
         ConfigError: one line per problem.
     """
+    parts = STAGES if command in _WHOLE else (command,)
     checks: list[Callable[[], None]] = [
         lambda: check_writable(Path(config.output.dir), "output.dir")
     ]
-    if command in ("run", "encode"):
+    if "encode" in parts:
         checks.append(lambda: check_source(config.data.videos, source_options(config)))
         checks.append(lambda: _check_apart(config))
         checks.append(lambda: _check_first_stage(config))
         checks.append(lambda: _check_decoder(config))
         if config.output.dataset is not None:
             checks.append(lambda: open_store(dataset_of(config)).check_writable("output.dataset"))
-    if command in ("run", "train", "register"):
+    if {"train", "register"} & set(parts):
         checks.append(lambda: tracking.check_tracking(config))
-    if command in ("run", "train"):
+    if "train" in parts:
         checks.append(lambda: _check_model(config))
         checks.append(lambda: _check_impl(config))
-    if command == "run":
+    if command in _WHOLE:
         checks.append(lambda: _check_one_bucket(config))
     problems = []
     for check in checks:

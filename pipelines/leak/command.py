@@ -34,7 +34,7 @@ from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.storage import check_writable, lock_folder, write_atomic
 
-__all__ = ["LEAK_FOLDER", "SAMPLES_FOLDER", "run_command"]
+__all__ = ["LEAK_FOLDER", "SAMPLES_FOLDER", "Studied", "run_command", "study_arms"]
 
 LEAK_FOLDER = "leak"
 SAMPLES_FOLDER = "samples"
@@ -42,10 +42,24 @@ _FEW_CLIPS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Studied:
+    """A report that is written, and what it is made of."""
+
+    study: Study
+    evaluations: tuple[Evaluation, ...]
+    """Of the videos: from unit noise, and from the Analytic-Init Gaussian if that was asked for."""
+    page: Path
+    num_plots: int
+    made: int
+    """Units that were worked on now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Sampled:
     """Videos of all arms, from all starts."""
 
     rows: list[dict[str, Any]]
+    evaluations: list[Evaluation]
     folder: Path
     """That the paths of the compared start's videos begin at."""
     fps: float
@@ -72,22 +86,16 @@ def run_command(config: RunConfig, options: EvaluateOptions, *, debug: bool = Fa
     check_writable(folder, "--out")
     clip_places(config)  # no held-out clips: say so before any model is downloaded or hashed
     arms = describe_arms(find_arms(config, options))
-    models = [arm.arm for arm in arms]
     with ExitStack() as session:
         session.enter_context(lock_folder(folder, "--out"))
         write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
-        keys = _probed_clips(config, folder)
-        found, probed = probe_arms(
-            config, models, keys, folder=folder, session=session, debug=debug
-        )
-        sampled = _sample(config, models, folder, session, debug=debug)
-    study = _study(config, arms, keys, found, sampled)
-    plots = write(study, folder)
+        studied = study_arms(config, arms, folder=folder, session=session, debug=debug)
+    study = studied.study
     for verdict in study.verdicts:
         console.print(f"{verdict.arm}: {verdict.findings[0].text}", markup=False)
     return RunReport(
         stage="leak",
-        reused=not probed and not sampled.made,
+        reused=not studied.made,
         inputs={
             "dataset": study.dataset["fingerprint"],
             "arms": {arm.name: arm.arm.identity for arm in arms},
@@ -101,12 +109,47 @@ def run_command(config: RunConfig, options: EvaluateOptions, *, debug: bool = Fa
         },
         metrics={
             "arms": float(len(arms)),
-            "clips": float(len(keys)),
-            "videos": float(len(sampled.rows)),
-            "plots": float(len(plots)),
-            "units_done": float(probed + sampled.made),
+            "clips": float(len(study.probed)),
+            "videos": float(sum(len(each.rows) for each in studied.evaluations)),
+            "plots": float(studied.num_plots),
+            "units_done": float(studied.made),
         },
         seconds=watch.seconds(),
+    )
+
+
+def study_arms(
+    config: RunConfig,
+    arms: Sequence[LeakArm],
+    *,
+    folder: Path,
+    session: ExitStack,
+    debug: bool = False,
+) -> Studied:
+    """Measure arms and write the report; what is finished is not done again.
+
+    Args:
+        config: the run; its sections leak and evaluate.
+        arms: of `describe_arms`.
+        folder: of the report.
+        session: where Ray is entered when something is left to do.
+        debug: show the logs of workers.
+
+    Raises:
+        CilError: something is wrong with an arm, the data set or a worker.
+    """
+    models = [arm.arm for arm in arms]
+    keys = _probed_clips(config, folder)
+    found, probed = probe_arms(config, models, keys, folder=folder, session=session, debug=debug)
+    sampled = _sample(config, models, folder, session, debug=debug)
+    study = _study(config, arms, keys, found, sampled)
+    plots = write(study, folder)
+    return Studied(
+        study=study,
+        evaluations=tuple(sampled.evaluations),
+        page=folder / PAGE_NAME,
+        num_plots=len(plots),
+        made=probed + sampled.made,
     )
 
 
@@ -155,6 +198,7 @@ def _sample(
         )
     return _Sampled(
         rows=[row for each in evaluations for row in each.rows],
+        evaluations=evaluations,
         folder=evaluations[0].folder,
         fps=evaluations[0].chosen.fps,
         made=sum(each.num_done for each in evaluations),

@@ -132,9 +132,13 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         "import": _import,
         "sweep": _sweep,
         "submit": _submit,
+        "evaluate": _evaluate,
+        "leak": _leak,
     }
     if command in without_config:
         return without_config[command](common, rest)
+    if command in ("retrain", "promote", "rollback", "status"):
+        return _registry(command, common, rest)
     own, rest = _own_options(command, rest)
     if command == "validate":
         common.config = common.config or _own_config(rest)
@@ -160,6 +164,21 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         reports = stages.run(command, config, debug=common.debug)
     _finish(reports, common)
     return 0
+
+
+def _registry(command: str, common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines import registry_commands
+
+    options, rest = registry_commands.parse_options(rest, command)
+    config = _resolve(command, common, rest)
+    if common.dry_run:
+        from pipelines.config import config_to_yaml
+
+        print(config_to_yaml(config), end="")
+        return 0
+    report, code = registry_commands.run_command(command, config, options, debug=common.debug)
+    _finish([report], common)
+    return code
 
 
 def _own_config(rest: list[str]) -> str | None:
@@ -278,6 +297,44 @@ def _submit(common: argparse.Namespace, rest: list[str]) -> int:
         as_json=common.json,
         description=f"{COMMANDS[command]}. Example: {EXAMPLES[command]}. Also: --dry-run, --json.",
     )
+
+
+def _evaluate(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.evaluate.command import run_command
+
+    return _on_arms("evaluate", run_command, common, rest)
+
+
+def _leak(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.leak.command import run_command
+
+    return _on_arms("leak", run_command, common, rest)
+
+
+def _on_arms(
+    command: str,
+    run_command: "Callable[..., RunReport]",
+    common: argparse.Namespace,
+    rest: list[str],
+) -> int:
+    """Run a command that takes arms, or the sweep that they are of."""
+    if {"-h", "--help"} & set(rest):
+        _resolve(command, common, ["--help"])
+    from pipelines.evaluate import options as arm_options
+
+    options, settings = arm_options.parse_options(rest, command=command)
+    base = arm_options.sweep_base(options, common.config)
+    if base is None:
+        config = _resolve(command, common, settings)
+    else:
+        config = _overridden(command, base, settings)
+    if common.dry_run:
+        from pipelines.config import config_to_yaml
+
+        print(config_to_yaml(config), end="")
+        return 0
+    _finish([run_command(config, options, debug=common.debug)], common)
+    return 0
 
 
 def _import(common: argparse.Namespace, rest: list[str]) -> int:

@@ -1,6 +1,9 @@
 """Whether a data set holds what a model needs, before any worker starts."""
 
+from pathlib import Path
+
 from cil.errors import ConfigError
+from cil.models import load_first_stage
 from pipelines.config import RunConfig
 from pipelines.dataset import TrainingData
 from pipelines.model_folder import new_model
@@ -47,18 +50,19 @@ def check_conditions(config: RunConfig, data: TrainingData) -> None:
         )
     if config.model.pretrained is None:
         return
-    asked = _asked_first_stage(config)
+    place = _first_stage_place(config)
+    asked = load_first_stage(place).fingerprint()
     if asked != first_stage.fingerprint():
         raise ConfigError(
             f"the data set was encoded with the first stage {first_stage.fingerprint()[:12]}, "
-            f"first_stage.path has {asked[:12]}; encode again into another output.dataset, or name "
-            "the first stage that it was encoded with"
+            f"{place} has {asked[:12]}; encode again into another output.dataset with "
+            f"first_stage.path = {place}, or name the first stage that it was encoded with"
         )
 
 
-def _asked_first_stage(config: RunConfig) -> str:
-    """Return the fingerprint of the first stage that the settings name."""
-    from cil.models import load_first_stage
-
-    assert config.first_stage.path is not None  # `model.pretrained` names one
-    return load_first_stage(config.first_stage.path).fingerprint()
+def _first_stage_place(config: RunConfig) -> str:
+    """Return where the first stage of the published weights, or of a tiny model, is."""
+    if config.first_stage.path is not None and config.model.family != "tiny":
+        return config.first_stage.path
+    assert config.model.pretrained is not None
+    return str(Path(config.model.pretrained) / "first_stage")

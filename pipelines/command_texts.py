@@ -3,14 +3,20 @@
 __all__ = ["COMMANDS", "EXAMPLES", "HELP"]
 
 COMMANDS = {
-    "run": "all stages: encode, train, estimate, register, sample",
+    "run": "all stages: encode, train, estimate, register, evaluate, sample",
     "encode": "videos to latent shards (Ray Data)",
     "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
     "validate": "measure a checkpoint on held-out clips again, by hand",
     "sweep": "train several arms of a comparison alike, and report on them",
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
+    "evaluate": "measure models or folders of videos on held-out clips (Ray Data)",
+    "leak": "report how much models look at the image instead of the noisy video (Ray Data)",
     "sample": "videos from a registered model or a model folder",
+    "retrain": "the scheduled run: encode, and if there is something new train, judge and promote",
+    "promote": "make a version of the registered model the champion",
+    "rollback": "return to the champion before",
+    "status": "versions, aliases and history of the registered model, and the last scheduled run",
     "import": "a published checkpoint to a model folder",
     "export": "a checkpoint of a training to a model folder, or to the published layout",
     "plan": "what encoding would keep, drop and take, or training need, without doing it",
@@ -47,6 +53,10 @@ examples:
   cil export --output.dir build/demo/run --out build/exported
   cil sweep configs/compare.yaml
   cil submit -- train --config configs/svd-512.yaml
+  cil retrain --config configs/demo.yaml
+  cil status --config configs/demo.yaml
+  cil evaluate --config configs/demo.yaml --evaluate.seeds-per-clip 4
+  cil leak --sweep configs/compare.yaml
   cil doctor
 
 A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
@@ -79,11 +89,38 @@ EXAMPLES = {
     ),
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
+    "evaluate": (
+        "cil evaluate --config configs/demo.yaml --arm base=build/base/register/model --arm "
+        "tuned=models:/tiny-i2v@challenger; see docs/evaluation.md. Also: --arm NAME=PLACE, where "
+        "PLACE is a model folder, models:/NAME@ALIAS or videos:FOLDER, again for each arm; unset "
+        "takes the run's own model. --sweep FILE instead of --config, for the finished trainings "
+        "of a sweep; --out FOLDER, unset takes OUTPUT/evaluate"
+    ),
+    "leak": (
+        "cil leak --sweep configs/compare.yaml, or cil leak --config configs/demo.yaml --arm "
+        "base=build/base/register/model --arm tuned=build/run/register/model; see "
+        "docs/leak_report.md. The first arm is what the others are compared with. Also: --arm "
+        "NAME=PLACE, where PLACE is a model folder or models:/NAME@ALIAS, again for each arm; "
+        "unset takes the run's own model. --sweep FILE instead of --config, for the finished "
+        "trainings of a sweep; --out FOLDER, unset takes OUTPUT/leak"
+    ),
     "sample": (
         "cil sample --model build/demo/run/register/model --image photo.png --seed 3. "
         "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "
         "from N(0, sigma^2 I); unset takes the model's own"
     ),
+    "retrain": (
+        "cil retrain --config configs/demo.yaml --json. Exit codes: 0 promoted or nothing new, 3 "
+        "the gate refused the new model, 2 a mistake in the settings, 1 a failure"
+    ),
+    "promote": (
+        "cil promote --config configs/demo.yaml --version 3. Also: --version N, unset takes the "
+        "challenger; --reason TEXT, for the history; --force, for what no gate has passed; --yes"
+    ),
+    "rollback": (
+        "cil rollback --config configs/demo.yaml --reason 'too jumpy'. Also: --reason TEXT, --yes"
+    ),
+    "status": "cil status --config configs/demo.yaml --json",
     "import": "cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter",
     "export": "cil export --output.dir build/demo/run --out build/exported",
     "submit": "cil submit --address http://127.0.0.1:8265 -- train --config configs/svd-512.yaml",

@@ -38,7 +38,8 @@ class ModelConfig:
     pretrained: str | None = None
     """Folder of published weights, as diffusers writes a pipeline, or a model folder of ours. Every
     family but tiny needs it; first stage and encoders are taken from it where `first_stage.path`,
-    `condition.image_encoder` and `condition.text_encoder` do not name others."""
+    `condition.image_encoder` and `condition.text_encoder` do not name others. tiny takes the
+    network alone, and null begins with fresh weights."""
     block_out_channels: Annotated[tuple[Count, ...], MinLen(2)] | None = None
     """Channels per level (tiny); one level must have at least 64, or the network cannot see sigma.
     """
@@ -103,8 +104,6 @@ def model_mistakes(model: ModelConfig) -> Iterator[str]:
     for name in sorted(set(given) - known):
         yield f"model.{name} is not a setting of the family {model.family}; leave it out"
     if model.family == "tiny":
-        if model.pretrained is not None:
-            yield "model.pretrained is for published families; tiny starts from fresh weights"
         heads, channels = given.get("num_attention_heads"), given.get("block_out_channels")
         own = config_class("tiny")()
         heads, channels = heads or own.num_attention_heads, channels or own.block_out_channels

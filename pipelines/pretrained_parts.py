@@ -55,6 +55,8 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
             f"model.pretrained must be a folder with {NETWORK_FOLDER}/, as diffusers writes a "
             f"pipeline, got {place}; download it there"
         )
+    if config.model.family == "tiny":
+        return config  # its first stage is the data set's, and it has no encoders
     first_stage, condition = config.first_stage, _of_family(config)
     if first_stage.path is None:
         first_stage = replace(first_stage, path=place)

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 __all__ = [
     "STRICT",
+    "CardConfig",
     "ClusterConfig",
     "ConditionConfig",
     "DataConfig",
@@ -295,6 +296,27 @@ class TrackingConfig:
     system_metrics_s: Annotated[float, Ge(0)] = 5.0
     """Seconds between records of the driver machine's load, memory, disk, network and GPUs during
     training; 0 records none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardConfig:
+    """What the card of a registered model says that nothing here can measure."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    description: str | None = None
+    """One or two sentences for people."""
+    intended_use: str | None = None
+    """What the model is for."""
+    out_of_scope: str | None = None
+    """What it must not be used for."""
+    weights_license: str | None = None
+    """Licence of the weights, as an SPDX identifier or a name."""
+    data_license: str | None = None
+    """Licence of the videos."""
+    contact: str | None = None
+    """Whom to ask."""
+    limitations: str | None = None
+    """Known limits; null writes the usual ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,36 +19,38 @@ from pipelines.store import LocalStore, open_store
 
 __all__ = ["STAGES", "check_before_start", "hold_places", "run"]
 
-STAGES = ("encode", "train", "estimate", "register", "sample")
+STAGES = ("encode", "train", "estimate", "register", "evaluate", "sample")
 """In the order of `cil run`."""
+_WHOLE = ("run", "retrain")
 
 
 def check_before_start(command: str, config: RunConfig) -> None:
     """Check everything that can be checked without starting anything, and report all of it.
 
     Args:
-        command: a stage, or ``run`` for all of them.
+        command: a stage, or ``run`` or ``retrain`` for all of them.
         config: the run.
 
     Raises:
         ConfigError: one line per problem.
     """
+    parts = STAGES if command in _WHOLE else (command,)
     checks: list[Callable[[], None]] = [
         lambda: check_writable(Path(config.output.dir), "output.dir")
     ]
-    if command in ("run", "encode"):
+    if "encode" in parts:
         checks.append(lambda: check_source(config.data.videos, source_options(config)))
         checks.append(lambda: _check_apart(config))
         checks.append(lambda: _check_first_stage(config))
         checks.append(lambda: _check_decoder(config))
         if config.output.dataset is not None:
             checks.append(lambda: open_store(dataset_of(config)).check_writable("output.dataset"))
-    if command in ("run", "train", "register"):
+    if {"train", "register"} & set(parts):
         checks.append(lambda: tracking.check_tracking(config))
-    if command in ("run", "train"):
+    if "train" in parts:
         checks.append(lambda: _check_model(config))
         checks.append(lambda: _check_impl(config))
-    if command == "run":
+    if command in _WHOLE:
         checks.append(lambda: _check_one_bucket(config))
     problems = []
     for check in checks:
@@ -115,6 +117,10 @@ def _run_stage(stage: str, config: RunConfig, session: ExitStack, *, debug: bool
         from pipelines import register
 
         return register.run(config)
+    if stage == "evaluate":
+        from pipelines import evaluate
+
+        return evaluate.run(config, session=session, debug=debug)
     from pipelines import sample
 
     return sample.run(config)
@@ -189,6 +195,6 @@ def _check_model(config: RunConfig) -> None:
         settings = {"num_frames": frames, **family_settings(model)}
         try:
             schedule = load(model.family, model.pretrained, weights=False, **settings).schedule
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             raise ConfigError(f"model.pretrained: {error}") from error
     config.time_noise.build(schedule)

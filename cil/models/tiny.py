@@ -10,7 +10,7 @@ join on the channels. The image token is zero: the conditioning latents alone sh
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,8 @@ from cil.parameterization import Parameterization
 
 __all__ = ["TinyConfig", "TinyModel", "build", "load"]
 
+_SIZES = ("num_frames", "sample_size")
+"""Arguments of the network that decide no weight."""
 _WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives
 
 
@@ -105,18 +107,59 @@ def build(*, seed: int = 0, first_stage: FirstStage | None = None, **config: Any
     return TinyModel(config=settings, network=network, first_stage=first_stage)
 
 
-def load(folder: Path) -> TinyModel:
+def load(
+    folder: Path,
+    *,
+    first_stage: FirstStage | None = None,
+    encoders: Path | None = None,
+    weights: bool = True,
+    **changes: Any,
+) -> TinyModel:
     """Read a model folder that ``TinyModel.save`` wrote.
 
     Args:
         folder: holds model.json, unet/ and first_stage/.
+        first_stage: the codec in place of the folder's.
+        encoders: other families have some; this one takes none.
+        weights: False leaves the network on the meta device, without weights, and reads no first
+            stage, for plans.
+        **changes: fields of ``TinyConfig`` in place of the folder's.
 
     Returns:
         The model, on the CPU, float32, in evaluation mode.
 
     Raises:
+        ConfigError: encoders were given, or a change is no setting or means another network.
         DataError: no such folder, another family's, or parts that do not fit together.
     """
+    if encoders is not None:
+        raise ConfigError(f"a tiny model has no encoders, got {encoders}; leave them out")
+    settings = _read_settings(folder)
+    # The number of heads does not show in any weight: compare the settings, not the shapes.
+    written = read_json(folder / "unet" / "config.json")
+    for name, want in settings.network_config().items():
+        if written.get(name) != want:
+            raise DataError(
+                f"{folder}: unet/config.json has {name} = {written.get(name)}, model.json means "
+                f"{want}; save the model again"
+            )
+    settings = _changed(settings, folder, changes)
+    if not weights:
+        with torch.device("meta"):
+            network = _new_network(settings, seed=0).to("meta")  # some of it heeds no device
+        return TinyModel(config=settings, network=network, first_stage=first_stage)
+    network = _new_network(settings, seed=0)
+    try:
+        network.load_state_dict(read_tensors(folder / "unet" / _WEIGHTS))
+    except RuntimeError as error:
+        raise DataError(f"{folder}: the weights in unet/ are not the network's: {error}") from error
+    network.eval()
+    if first_stage is None:
+        first_stage = load_first_stage(folder / "first_stage")
+    return TinyModel(config=settings, network=network, first_stage=first_stage)
+
+
+def _read_settings(folder: Path) -> TinyConfig:
     values = read_json(folder / "model.json")
     named = values.pop("format_version", None), values.pop("family", None)
     if named != (FORMAT_VERSION, TinyModel.family):
@@ -128,25 +171,25 @@ def load(folder: Path) -> TinyModel:
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     try:
-        settings = TinyConfig(**listed)
+        return TinyConfig(**listed)
     except (TypeError, ConfigError) as error:
         raise DataError(f"{folder / 'model.json'} is not of a tiny model: {error}") from error
-    # The number of heads does not show in any weight: compare the settings, not the shapes.
-    written = read_json(folder / "unet" / "config.json")
-    for name, want in settings.network_config().items():
-        if written.get(name) != want:
-            raise DataError(
-                f"{folder}: unet/config.json has {name} = {written.get(name)}, model.json means "
-                f"{want}; save the model again"
+
+
+def _changed(settings: TinyConfig, folder: Path, changes: Mapping[str, Any]) -> TinyConfig:
+    """Put other settings in place of the folder's, as far as its weights allow."""
+    unknown = sorted(set(changes) - {field.name for field in fields(TinyConfig)})
+    if unknown:
+        raise ConfigError(f"unknown setting of a tiny model: {', '.join(unknown)}")
+    changed = replace(settings, **changes)
+    asked = changed.network_config()
+    for name, has in settings.network_config().items():
+        if name not in _SIZES and asked[name] != has:
+            raise ConfigError(
+                f"the network in {folder} has {name} = {has}, the settings ask for {asked[name]}; "
+                "give its own, or start from fresh weights"
             )
-    network = _new_network(settings, seed=0)
-    try:
-        network.load_state_dict(read_tensors(folder / "unet" / _WEIGHTS))
-    except RuntimeError as error:
-        raise DataError(f"{folder}: the weights in unet/ are not the network's: {error}") from error
-    network.eval()
-    first_stage = load_first_stage(folder / "first_stage")
-    return TinyModel(config=settings, network=network, first_stage=first_stage)
+    return changed
 
 
 def _new_network(config: TinyConfig, *, seed: int) -> nn.Module:

@@ -4,7 +4,13 @@ The driver starts the run and registers the model; during training Ray's control
 run id (`log_rows`); workers never come here. Importing this package does not import mlflow.
 """
 
-from pipelines.tracking.metrics import log_rows, log_validation, logged_validations, sync_metrics
+from pipelines.tracking.metrics import (
+    log_evaluation,
+    log_rows,
+    log_validation,
+    logged_validations,
+    sync_metrics,
+)
 from pipelines.tracking.registry import ALIAS, RegisteredModel, download_model, register_model
 from pipelines.tracking.runs import (
     finish_run,
@@ -30,6 +36,7 @@ __all__ = [
     "download_model",
     "finish_run",
     "has_store",
+    "log_evaluation",
     "log_files",
     "log_rows",
     "log_validation",

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from pipelines.tracking.store import tracking_uri
 if TYPE_CHECKING:
     from pipelines.metrics_log import MetricsLog
 
-__all__ = ["log_rows", "log_validation", "logged_validations", "sync_metrics"]
+__all__ = ["log_evaluation", "log_rows", "log_validation", "logged_validations", "sync_metrics"]
 
 _LOGGED_METRICS = ("loss", "grad_norm", "learning_rate", "sigma_cond")
 _BATCH = 900
@@ -111,3 +111,33 @@ def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
         raise StageError(
             f"MLflow at {redact_uri(uri)} does not take the metrics; run the same command again"
         )
+
+
+def log_evaluation(
+    uri: str, run_id: str, measures: Mapping[str, float], paths: Iterable[Path]
+) -> bool:
+    """Send the measures and files of an evaluation; never raises.
+
+    Args:
+        uri: tracking URI.
+        run_id: the training's run.
+        measures: by name; each becomes a metric ``eval_NAME``.
+        paths: files, which become artifacts in ``evaluation/``.
+
+    Returns:
+        Whether all of it is there now.
+    """
+
+    def send(client: Any) -> None:
+        import mlflow
+
+        now = int(time.time() * 1000)
+        for path in paths:
+            client.log_artifact(run_id, str(path), artifact_path="evaluation")
+        metrics = [
+            mlflow.entities.Metric(f"eval_{name}", float(value), now, 0)
+            for name, value in measures.items()
+        ]
+        client.log_batch(run_id, metrics=metrics)
+
+    return sent(uri, send, "evaluation")

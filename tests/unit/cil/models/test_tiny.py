@@ -219,3 +219,33 @@ def test_importing_needs_neither_diffusers_nor_safetensors():
         [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_can_be_loaded_for_other_clips_and_levels(model, codec, tmp_path):
+    """Training begins with such weights: what does not decide them may change."""
+    model.save(tmp_path)
+    other = cil.models.load(
+        "tiny", tmp_path, first_stage=codec, num_frames=3, height=32, p_mean=0.7, fps=9.0
+    )
+    assert other.first_stage is codec
+    assert other.latents_shape == (3, 3, 8, 4)
+    assert (other.config.p_mean, other.config.fps) == (0.7, 9.0)
+    weights = model.network.state_dict()
+    assert all(
+        torch.equal(value, weights[name]) for name, value in other.network.state_dict().items()
+    )
+    planned = cil.models.load("tiny", tmp_path, weights=False)
+    assert {value.device.type for value in planned.network.parameters()} == {"meta"}
+    assert {name: value.shape for name, value in planned.network.state_dict().items()} == {
+        name: value.shape for name, value in weights.items()
+    }
+
+
+def test_settings_that_mean_another_network_are_refused(model, tmp_path):
+    model.save(tmp_path)
+    with pytest.raises(ConfigError, match=r"has layers_per_block = 1, the settings ask for 2"):
+        cil.models.load("tiny", tmp_path, layers_per_block=2)
+    with pytest.raises(ConfigError, match="unknown setting of a tiny model: colour"):
+        cil.models.load("tiny", tmp_path, colour=3)
+    with pytest.raises(ConfigError, match="a tiny model has no encoders"):
+        cil.models.load("tiny", tmp_path, encoders=tmp_path)

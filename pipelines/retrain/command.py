@@ -1,0 +1,234 @@
+"""`cil retrain`: encode, and if there is something new train, register, judge and promote.
+
+    lock -> encode -> fingerprint -> nothing new? -> warm start -> train -> estimate -> register
+    as challenger -> measure challenger and champion -> gate -> promote, or leave the champion
+
+Whatever is killed is completed by the next run with the same data and settings.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines import tracking
+from pipelines.config import RunConfig
+from pipelines.evaluate.arms import Arm
+from pipelines.gate.evidence import CHALLENGER, DISTANCES, GateEvidence, measure_models
+from pipelines.gate.evidence import CHAMPION as CHAMPION_ARM
+from pipelines.gate.rules import Decision, decide
+from pipelines.model_card import write_model_card
+from pipelines.progress import console
+from pipelines.promotion import CHAMPION, GATE_TAG, promote
+from pipelines.register import REGISTER_FOLDER
+from pipelines.report import RunReport, Stopwatch
+from pipelines.retrain.night import Night, check_family, fingerprint_of, open_night, try_lock
+from pipelines.stages import check_before_start, hold_places
+from pipelines.storage import hash_of_folder, write_json
+from pipelines.tracking.versions import (
+    ModelVersion,
+    aliased,
+    describe_version,
+    history,
+    tag_version,
+    version_of,
+    versions_of,
+)
+
+__all__ = ["FINGERPRINT_TAG", "PARENT_TAG", "REFUSED_CODE", "exit_code", "run_retrain"]
+
+FINGERPRINT_TAG = "retrain_fingerprint"
+PARENT_TAG = "parent_version"
+REFUSED_CODE = 3
+GATE_FOLDER = "gate"
+_PENDING, _PASSED, _REFUSED = "pending", "passed", "refused"
+
+
+def exit_code(report: RunReport) -> int:
+    """Return what a scheduler understands: 0, or 3 where the gate refused the new model."""
+    return REFUSED_CODE if report.outputs["status"] == _REFUSED else 0
+
+
+def run_retrain(config: RunConfig, *, debug: bool = False) -> RunReport:
+    """Do one scheduled run.
+
+    Args:
+        config: the run.
+        debug: show the logs of workers.
+
+    Returns:
+        ``outputs["status"]``: ``promoted``, ``nothing new``, ``refused`` or ``already running``.
+
+    Raises:
+        ConfigError: a setting cannot work, or the champion is of another family.
+        DataError: the data set is damaged.
+        StageError: a stage, a worker or MLflow failed.
+    """
+    watch = Stopwatch()
+    check_before_start("retrain", config)
+    with try_lock(config) as ours:
+        if not ours:
+            console.print("another retrain works in this output.dir: nothing to do", style="yellow")
+            return _report(watch, {"status": "already running"})
+        with ExitStack() as session:
+            hold_places(config, session, dataset=True)
+            return _locked(config, session, watch, debug=debug)
+
+
+def _locked(config: RunConfig, session: ExitStack, watch: Stopwatch, *, debug: bool) -> RunReport:
+    from pipelines import encode
+
+    champion = aliased(config, CHAMPION)
+    if champion is not None:
+        check_family(config, champion)
+    _say("encode")
+    encoded = encode.run(config, session=session, debug=debug)
+    manifest = str(encoded.outputs["fingerprint"])
+    fingerprint = fingerprint_of(config, manifest)
+    known = _version_of_night(config, fingerprint)
+    about: dict[str, Any] = {"fingerprint": fingerprint, "dataset": manifest}
+    if known is not None and _is_settled(config, known):
+        state = known.tags.get(GATE_TAG)
+        console.print(
+            f"nothing new: version {known.version} is of this data and these settings ({state})",
+            markup=False,
+        )
+        return _report(watch, {**about, "status": "nothing new", **_of(config, known)})
+    night = open_night(config, fingerprint, champion)
+    if known is not None and known.tags.get(GATE_TAG) == _PASSED:
+        challenger = known  # a run that was killed between the gate and the promotion
+    else:
+        challenger = _trained(night, session, debug=debug)
+        _judged(night, challenger, session, debug=debug)
+    status, reason = _settled(config, challenger.version)
+    found = {**about, "status": status, **_of(config, challenger)}
+    report = _report(watch, {**found, "reason": reason, "folder": str(night.folder)})
+    report.save(night.folder / "report.json")
+    return report
+
+
+def _version_of_night(config: RunConfig, fingerprint: str) -> ModelVersion | None:
+    for version in versions_of(config):
+        if version.tags.get(FINGERPRINT_TAG) == fingerprint:
+            return version
+    return None
+
+
+def _is_settled(config: RunConfig, version: ModelVersion) -> bool:
+    """Tell whether nothing is left to do for a night: judged, and if it passed promoted once."""
+    state = version.tags.get(GATE_TAG)
+    if state == _PASSED:
+        promoted = {entry["version"] for entry in history(config) if entry["action"] == "promote"}
+        return version.version in promoted
+    return state not in (None, _PENDING)
+
+
+def _trained(night: Night, session: ExitStack, *, debug: bool) -> ModelVersion:
+    """Take the night through the stages to a registered challenger."""
+    from pipelines import estimate, register, train
+
+    config = night.config
+    _say(f"train, from {'fresh weights' if night.parent is None else f'version {night.parent}'}")
+    trained = train.run(config, session=session, debug=debug)
+    run_id = str(trained.outputs["mlflow_run_id"])
+    tracking.tag_run(config, run_id, "mlflow.runName", night.run_name)
+    _say("estimate")
+    estimate.run(config, session=session, debug=debug)
+    _say("register")
+    tags = {FINGERPRINT_TAG: night.fingerprint, GATE_TAG: _PENDING}
+    if night.parent is not None:
+        tags[PARENT_TAG] = night.parent
+    registered = register.run(config, tags=tags)
+    return version_of(config, str(registered.outputs["version"]))
+
+
+def _judged(night: Night, challenger: ModelVersion, session: ExitStack, *, debug: bool) -> None:
+    """Measure both models, apply the rules, and write the decision down; its tag comes last."""
+    config, folder = night.config, night.folder / GATE_FOLDER
+    champion = aliased(config, CHAMPION)
+    _say(f"gate, against {'no champion' if champion is None else f'version {champion.version}'}")
+    mine = _arm(CHALLENGER, night.folder / REGISTER_FOLDER / "model")
+    theirs = None
+    if champion is not None:
+        uri = tracking.tracking_uri(config)
+        theirs = _arm(CHAMPION_ARM, tracking.download_model(champion.uri, uri))
+    evidence = measure_models(config, mine, theirs, folder=folder, session=session, debug=debug)
+    decision = decide(
+        evidence.measured,
+        config.gate,
+        champion=None if champion is None else champion.version,
+        distances=evidence.distances,
+    )
+    _keep(night, challenger, decision, evidence)
+    state = _PASSED if decision.passed else _REFUSED
+    tags = {"gate_reason": decision.reason, "gate_against": decision.against or "none"}
+    tag_version(config, challenger.version, {**tags, GATE_TAG: state})
+
+
+def _arm(name: str, folder: Path) -> Arm:
+    return Arm(name=name, kind="model", folder=folder, identity=hash_of_folder(folder))
+
+
+def _keep(
+    night: Night, challenger: ModelVersion, decision: Decision, evidence: GateEvidence
+) -> None:
+    """Write the decision down, beside the measures and in MLflow."""
+    config, folder = night.config, night.folder / GATE_FOLDER
+    path = folder / "decision.json"
+    write_json(
+        path,
+        {
+            "version": challenger.version,
+            "passed": decision.passed,
+            "against": decision.against,
+            "set_sha256": evidence.set_sha256,
+            "distances": {name: DISTANCES[name] for name in evidence.distances},
+            "rulings": [asdict(ruling) for ruling in decision.rulings],
+        },
+    )
+    card = write_model_card(
+        config, challenger, folder / "model_card.md", decision=decision, parent=night.parent
+    )
+    uri = tracking.tracking_uri(config)
+    tracking.log_files(uri, challenger.run_id, [path, card, evidence.report])
+    describe_version(config, challenger.version, card.read_text(encoding="utf-8"))
+
+
+def _settled(config: RunConfig, version: str) -> tuple[str, str]:
+    """Promote a version that has passed; returns what became of the night, and why."""
+    judged = version_of(config, version)
+    reason = judged.tags.get("gate_reason", "")
+    if judged.tags.get(GATE_TAG) != _PASSED:
+        console.print(f"the gate refused version {version}: {reason}", style="red", markup=False)
+        return _REFUSED, reason
+    move = promote(config, version, reason=reason, evidence=f"mlflow run {judged.run_id}")
+    before = move.previous or "none"
+    console.print(f"version {version} is champion now, before it was {before}", markup=False)
+    return "promoted", reason
+
+
+def _of(config: RunConfig, version: ModelVersion) -> dict[str, Any]:
+    champion = aliased(config, CHAMPION)
+    return {
+        "version": version.version,
+        "name": version.name,
+        "gate": version_of(config, version.version).tags.get(GATE_TAG),
+        "champion": None if champion is None else champion.version,
+        "tracking_uri": tracking.shown_uri(config),
+    }
+
+
+def _say(what: str) -> None:
+    console.print(f"[bold]retrain: {what}[/bold]")
+
+
+def _report(watch: Stopwatch, outputs: Mapping[str, Any]) -> RunReport:
+    return RunReport(
+        stage="retrain",
+        reused=outputs["status"] in ("nothing new", "already running"),
+        inputs={},
+        outputs=dict(outputs),
+        metrics={},
+        seconds=watch.seconds(),
+    )

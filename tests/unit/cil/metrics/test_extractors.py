@@ -108,6 +108,18 @@ def test_other_networks_see_plain_pixels_in_order(saved):
     np.testing.assert_allclose(rows[:, 2:], shown[:, -1].mean(axis=(1, 2)), rtol=1e-5)
 
 
+class TopRow(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, :, 0, 0].mean(dim=2), x[:, :, 0, :, 0].mean(dim=2)], dim=1)
+
+
+def test_rows_and_columns_keep_their_places(saved):
+    shown = np.random.default_rng(0).integers(0, 256, (2, 3, 24, 40, 3), np.uint8)
+    rows = VideoNetwork.from_file(saved(TopRow()), "features").features(shown)
+    np.testing.assert_allclose(rows[:, :3], shown[:, 0, 0].mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(rows[:, 3:], shown[:, 0, :, 0].mean(axis=1), rtol=1e-5)
+
+
 def test_videomae_is_given_squares_from_0_to_1(saved):
     class Told(nn.Module):
         def forward(self, x):
@@ -253,6 +265,20 @@ def test_flow_has_the_size_of_the_frame(saved, height):
     method = RAFTFlow.from_file(saved(ByPhase()), pixels="-1..1")
     frame = method.prepare(np.zeros((height, 301, 3), np.uint8))
     assert method.flow(frame, frame).shape == (*frame.shape[:2], 2)
+
+
+class Places(nn.Module):
+    def forward(self, early, late):
+        down, across = (torch.arange(size).float() for size in early.shape[2:])
+        return torch.stack(torch.meshgrid(across, down, indexing="xy"))[None]
+
+
+def test_what_was_padded_is_cut_off():
+    method = RAFTFlow(Places(), pixels="0..255", sha256="", source="places", device="cpu")
+    flow = method.flow(*[np.zeros((10, 13, 3), np.uint8)] * 2)
+    assert flow.shape == (10, 13, 2)
+    assert flow[0, 0].tolist() == [0, 0]
+    assert flow[9, 12].tolist() == [12, 9]
 
 
 class NoFlow(nn.Module):

@@ -1,6 +1,7 @@
 """Video networks and flow from TorchScript files that the tests make."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,22 @@ def saved(tmp_path):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_example_of_the_documentation_runs(present, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[4] / "docs" / "evaluation.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "weights").mkdir()
+    if present:
+        torch.jit.script(I3D().eval()).save(str(tmp_path / "weights" / "i3d_torchscript.pt"))
+    monkeypatch.chdir(tmp_path)
+    names = {"real_videos": videos(5), "generated_videos": videos(5)[:, ::-1] // 2}
+    exec(code, names)
+    fvd = names["fvd"]
+    assert (fvd.value is None) == (not present)
+    assert fvd.absent is None if present else "does not exist" in fvd.absent
+    assert not present or (fvd.value > 0 and len(fvd.extractor_sha256) == 64)
 
 
 def videos(count=3, frames=16, side=32):

@@ -63,8 +63,12 @@ def set_measures(
             "preprocessing": named.get(extractor),
         }
         pairs = _pairs(rows, features, key, extractor)
-        found |= _distances(names, *pairs, known, seed)
-    found["inception_score"] = _inception(rows, features, key, settings, hashes, named, seed)
+        found |= _distances(names, *pairs, known=known, seed=seed)
+    if "c3d" not in hashes:
+        found["inception_score"] = Measurement.missing("evaluate.c3d is not set")
+    else:
+        of_c3d = {"extractor_sha256": hashes["c3d"], "preprocessing": named.get("c3d")}
+        found["inception_score"] = _inception(features[key]["c3d"], settings, of_c3d, seed=seed)
     return found
 
 
@@ -103,6 +107,7 @@ def _distances(
     real: npt.NDArray[Any],
     made: npt.NDArray[Any],
     warnings: tuple[str, ...],
+    *,
     known: dict[str, Any],
     seed: int,
 ) -> dict[str, Measurement]:
@@ -118,21 +123,10 @@ def _distances(
 
 
 def _inception(
-    rows: Sequence[Mapping[str, Any]],
-    features: Features,
-    key: str,
-    settings: EvaluateConfig,
-    hashes: Mapping[str, str],
-    named: Mapping[str, str],
-    seed: int,
+    scores: npt.NDArray[Any], settings: EvaluateConfig, known: dict[str, Any], *, seed: int
 ) -> Measurement:
-    if "c3d" not in hashes:
-        return Measurement.missing("evaluate.c3d is not set")
-    del rows
-    scores = features[key]["c3d"]
     finite = scores[np.isfinite(scores).all(axis=1)]
     taken = finite[: settings.inception_videos]
-    known = {"extractor_sha256": hashes["c3d"], "preprocessing": named.get("c3d")}
     measured = _or_missing(
         lambda: measure_inception(taken, splits=settings.inception_splits, seed=seed, **known),
         known,

@@ -298,5 +298,7 @@ def _located(config: RunConfig) -> RunConfig:
     from pipelines.evaluate.extractors import EXTRACTORS
 
     given = {name: getattr(config.evaluate, name) for name in EXTRACTORS}
-    absolute = {name: str(Path(place).absolute()) for name, place in given.items() if place}
+    absolute: dict[str, Any] = {
+        name: str(Path(place).absolute()) for name, place in given.items() if place
+    }
     return replace(located(config), evaluate=replace(config.evaluate, **absolute))

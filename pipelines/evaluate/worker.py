@@ -1,4 +1,4 @@
-"""The work of one evaluation worker: a unit in, its videos, features and rows in the folder. No Ray.
+"""The work of one evaluation worker: a unit in; its videos, features, rows in a folder. No Ray.
 
     real clips:  stored latents (or source frames) -> frames -> conditioning image, motion, features
     an arm:      conditioning image -> sampled or read video -> motion, alignment, features
@@ -146,7 +146,8 @@ class UnitWorker:
             return source_frames(clip.record, self._settings.config)
         if self._first_stage is None:
             self._first_stage = place.reader.first_stage()
-        return np.asarray(self._first_stage.decode(clip.mean))
+        frames: Frames = np.asarray(self._first_stage.decode(clip.mean))
+        return frames
 
     def _arm(self, unit: Unit) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         chosen, arm = self._settings.chosen, self._arms[unit.arm]

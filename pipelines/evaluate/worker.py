@@ -98,7 +98,9 @@ class UnitWorker:
         self._places = clip_places(settings.config)
         self._device = torch.device("cuda" if settings.config.evaluate.use_gpu else "cpu")
         self._first_stage: FirstStage | None = None
-        self._extractors = FeatureExtractors(settings.config.evaluate, self._device)
+        self._extractors = FeatureExtractors(
+            settings.config.evaluate, settings.folder, device=self._device.type
+        )
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Work on one unit; returns its name."""
@@ -171,7 +173,7 @@ class UnitWorker:
                     **known,
                     **motion_row(frames, fps=chosen.fps),
                     **alignment_row(image, frames),
-                    **self._extractors.scores(image, frames),
+                    **self._extractors.scores(image, frames, fps=chosen.fps),
                     "video": self._keep(frames, unit, f"{key}-s{seed}"),
                 },
                 self._extractors.features(frames),

@@ -148,7 +148,7 @@ def evaluate_arms(
         folder=folder.absolute(),
         chosen=chosen,
         arms=tuple(located_arm(arm) for arm in arms),
-        identity=identity,
+        identity=content_hash([identity, str(folder.absolute())]),
     )
     done = _finish_units(reference, worker, session, "real clips", debug=debug)
     real = {row["clip_key"]: row for unit in reference for row in _rows(folder, unit)}

@@ -32,6 +32,9 @@ class EvaluateConfig:
     reference: Literal["latents", "source"] = "latents"
     """What a real clip is: its stored latents through the first stage, so that the codec is not
     judged, or the frames of its source video. Its first frame is the conditioning image."""
+    as_clips: bool = False
+    """Tell models of published families the size, length and rate of the clips. Otherwise a model
+    that is made for others is refused; one of the family tiny always is."""
     clips_per_unit: Count = 4
     """Clips that are worked on and committed together: what a restart repeats at most, per
     worker."""

@@ -123,7 +123,7 @@ def evaluate_arms(
     chosen = open_set(config, folder)
     check_lengths(hashes, chosen.size.num_frames)
     for arm in arms:
-        check_model(arm, chosen)
+        check_model(arm, chosen, as_clips=settings.as_clips)
         if arm.kind == "videos":
             check_videos(arm, chosen)
     made_of: dict[str, Any] = {"extractors": hashes}

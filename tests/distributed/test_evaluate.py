@@ -1,13 +1,13 @@
 """Evaluation on Ray: killed half-way, gone on with, and with one worker or two the same numbers."""
 
+import contextlib
 import csv
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -40,6 +40,17 @@ def evaluation(cil, config: Path, out: Path, workers: int) -> list[str]:
     return cil.command("evaluate", *where, *starts, "--evaluate.num-workers", str(workers))
 
 
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kill a command and everything it started, at once, as a machine that goes away does."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    for victim in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.kill()
+    process.wait()
+    psutil.wait_procs(children, timeout=30)
+
+
 def finished_units(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (out / "units").glob("*.parquet")}
 
@@ -59,8 +70,7 @@ def test_killed_half_way_and_with_one_or_two_workers_the_same_bytes(cil, held_ou
             assert time.monotonic() < deadline, "it did not get that far"
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_tree(process)
     assert not (killed / "per_clip.csv").exists()
 
     resumed = cil(*evaluation(cil, held_out_run, killed, 2))

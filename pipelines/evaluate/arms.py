@@ -115,12 +115,14 @@ def sweep_arms(sweep: "Sweep") -> tuple[list[Arm], list[str]]:
     Raises:
         ConfigError: none is finished, or an arm has a data set of its own.
     """
+    from pipelines.sweep.results import finished_training
+
     arms, missing = [], []
     for arm in sweep.arms:
         for run in arm.runs:
             folder = run.folder / REGISTER_FOLDER / "model"
             name = arm.name if len(arm.runs) == 1 else f"{arm.name}/seed-{run.seed}"
-            if not (folder / "model.json").exists():
+            if not (folder / "model.json").exists() or finished_training(run.config) is None:
                 missing.append(run.label)
             elif not run.shares_data:
                 raise ConfigError(

@@ -125,7 +125,8 @@ def run_stage(config: RunConfig, *, session: ExitStack, debug: bool = False) -> 
         )
     arm = own_arm(config)
     folder = Path(config.output.dir) / EVALUATE_FOLDER
-    found = evaluate_arms(config, [arm], folder=folder, session=session, debug=debug)
+    with lock_folder(folder, "output.dir"):  # that `cil evaluate` may hold by itself
+        found = evaluate_arms(config, [arm], folder=folder, session=session, debug=debug)
     report = _report(found, [arm], watch)
     if not found.reused:
         _log(config, found)

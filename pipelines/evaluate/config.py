@@ -67,7 +67,7 @@ class EvaluateConfig:
     """Videos that the Inception Score is of, at most; null takes all."""
     inception_splits: Count = 10
     """Parts of the videos that the Inception Score is averaged over."""
-    bootstrap_samples: Count = 1000
+    bootstrap_samples: Annotated[int, Ge(100)] = 2000
     """Resamples of the clips for an interval."""
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
     """Level of the intervals."""

@@ -9,35 +9,29 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 pytestmark = pytest.mark.slow
 
 PATIENCE_S = 240
 
 
-@pytest.fixture(scope="module")
-def held_out_run(cil, tmp_path_factory) -> Path:
-    """A run with held-out clips, up to its registered model; returns its configuration."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    settings = yaml.safe_load(cil.config.read_text())
-    settings["data"]["videos"] = str(cil.videos)
-    settings["train"] |= {"num_steps": 2, "checkpoint_every": 2, "num_workers": 1}
-    settings["validate"] = {"held_out_fraction": 0.5, "num_clips": 2, "num_videos": 0}
-    settings["evaluate"] = {"clips_per_unit": 1, "num_clips": 6, "num_steps": 40}
-    settings["output"] = {"dir": str(folder / "run")}
-    config = folder / "run.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    for stage in ("encode", "train", "estimate", "register"):
-        done = cil(*cil.command(stage, "--config", str(config)))
-        assert done.returncode == 0, done.stderr
-    return config
-
-
-def evaluation(cil, config: Path, out: Path, workers: int) -> list[str]:
-    where = ("--config", str(config), "--out", str(out), "--json")
-    starts = ("--evaluate.start-times", "1.0", "0.9", "--evaluate.videos", "none")
-    return cil.command("evaluate", *where, *starts, "--evaluate.num-workers", str(workers))
+def evaluation(cil, output: Path, out: Path, workers: int) -> list[str]:
+    """Command that evaluates the run's model on all of its clips, as none are held out."""
+    settings = {
+        "clips": "all",
+        "num_clips": "6",
+        "clips_per_unit": "1",
+        "num_steps": "40",
+        "videos": "none",
+        "num_workers": str(workers),
+    }
+    words = [
+        word
+        for name, value in settings.items()
+        for word in (f"--evaluate.{name.replace('_', '-')}", value)
+    ]
+    starts = ("--evaluate.start-times", "1.0", "0.9")
+    return cil.stage("evaluate", output, "--out", str(out), "--json", *words, *starts)
 
 
 def kill_tree(process: subprocess.Popen) -> None:
@@ -55,10 +49,11 @@ def finished_units(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (out / "units").glob("*.parquet")}
 
 
-def test_killed_half_way_and_with_one_or_two_workers_the_same_bytes(cil, held_out_run, tmp_path):
+def test_killed_half_way_and_with_one_or_two_workers_the_same_bytes(cil, finished_run, tmp_path):
+    assert "no held-out clips" in finished_run.reports["evaluate"]["outputs"]["skipped"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
-        evaluation(cil, held_out_run, killed, 2),
+        evaluation(cil, finished_run.output, killed, 2),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -73,7 +68,7 @@ def test_killed_half_way_and_with_one_or_two_workers_the_same_bytes(cil, held_ou
         kill_tree(process)
     assert not (killed / "per_clip.csv").exists()
 
-    resumed = cil(*evaluation(cil, held_out_run, killed, 2))
+    resumed = cil(*evaluation(cil, finished_run.output, killed, 2))
     assert resumed.returncode == 0, resumed.stderr
     report = json.loads(resumed.stdout.splitlines()[-1])["evaluate"]
     after = finished_units(killed)
@@ -81,7 +76,7 @@ def test_killed_half_way_and_with_one_or_two_workers_the_same_bytes(cil, held_ou
     assert report["metrics"]["units_done"] <= 18 - len(before)
     assert {name: after[name] for name in before} == before  # not written again
 
-    alone = cil(*evaluation(cil, held_out_run, whole, 1))
+    alone = cil(*evaluation(cil, finished_run.output, whole, 1))
     assert alone.returncode == 0, alone.stderr
     for name in ("per_clip.csv", "metrics.json", "set.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
@@ -90,5 +85,5 @@ def test_killed_half_way_and_with_one_or_two_workers_the_same_bytes(cil, held_ou
     assert len(rows) == 12
     assert {row["start_time"] for row in rows} == {"1.0", "0.9"}
 
-    again = cil(*evaluation(cil, held_out_run, whole, 2))
+    again = cil(*evaluation(cil, finished_run.output, whole, 2))
     assert json.loads(again.stdout.splitlines()[-1])["evaluate"]["reused"]

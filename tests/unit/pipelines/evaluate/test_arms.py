@@ -17,7 +17,7 @@ CLIPS = EvaluationSet(
 def svd_folder(toy_svd, tmp_path_factory):
     """A model folder of Stable Video Diffusion at toy size, made for 7 frames per second."""
     folder = tmp_path_factory.mktemp("svd") / "model"
-    load("svd", toy_svd, num_frames=4, height=32, width=32, fps=7.0).save(folder)
+    load("svd", toy_svd, num_frames=4, height=32, width=32, downsampling=2, fps=7.0).save(folder)
     return folder
 
 

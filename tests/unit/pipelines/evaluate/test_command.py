@@ -93,10 +93,12 @@ def test_settings_of_sampling_are_the_models_own(model_folder):
 
 
 def test_the_stage_says_why_it_does_nothing_without_held_out_clips(encoded_run, capsys):
-    with ExitStack() as session:
-        report = evaluate.run(encoded_run.config, session=session)
-    assert "no held-out clips" in report.outputs["skipped"]
-    assert "nothing is evaluated" in capsys.readouterr().err
+    for again in (False, True):
+        with ExitStack() as session:
+            report = evaluate.run(encoded_run.config, session=session)
+        assert report.reused is again
+        assert "no held-out clips" in report.outputs["skipped"]
+        assert "nothing is evaluated" in capsys.readouterr().err
 
 
 def test_the_stage_evaluates_the_runs_own_model_once(

@@ -124,6 +124,7 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         "export": _export,
         "import": _import,
         "sweep": _sweep,
+        "evaluate": _evaluate,
     }
     if command in without_config:
         return without_config[command](common, rest)
@@ -254,6 +255,28 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
     report = command.run_sweep(sweep, options, debug=common.debug)
     _finish([report], common)
     return int(report.metrics["failed"] > 0)
+
+
+def _evaluate(common: argparse.Namespace, rest: list[str]) -> int:
+    if {"-h", "--help"} & set(rest):
+        _resolve("evaluate", common, ["--help"])
+    from pipelines.evaluate import options as evaluate_options
+
+    options, settings = evaluate_options.parse_options(rest)
+    base = evaluate_options.sweep_base(options, common.config)
+    if base is None:
+        config = _resolve("evaluate", common, settings)
+    else:
+        config = _overridden("evaluate", base, settings)
+    if common.dry_run:
+        from pipelines.config import config_to_yaml
+
+        print(config_to_yaml(config), end="")
+        return 0
+    from pipelines.evaluate.command import run_command
+
+    _finish([run_command(config, options, debug=common.debug)], common)
+    return 0
 
 
 def _import(common: argparse.Namespace, rest: list[str]) -> int:

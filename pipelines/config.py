@@ -22,6 +22,7 @@ from annotated_types import Ge, Lt
 from cil.errors import ConfigError
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.model_settings import ModelConfig, model_mistakes, noise_mistakes
 from pipelines.read_config import ReadConfig
 from pipelines.selection.bucket import Bucket
@@ -84,6 +85,8 @@ class RunConfig:
     """Fine-tuning."""
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     """Validation during training."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Evaluation of finished models."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Sampling."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -32,6 +32,9 @@ class EvaluateConfig:
     reference: Literal["latents", "source"] = "latents"
     """What a real clip is: its stored latents through the first stage, so that the codec is not
     judged, or the frames of its source video. Its first frame is the conditioning image."""
+    as_clips: bool = False
+    """Tell models of published families the size, length and rate of the clips. Otherwise a model
+    that is made for others is refused; one of the family tiny always is."""
     clips_per_unit: Count = 4
     """Clips that are worked on and committed together: what a restart repeats at most, per
     worker."""
@@ -48,10 +51,14 @@ class EvaluateConfig:
     """TorchScript file of the I3D network for FVD, KVD and FVD-infinity; null leaves them out."""
     videomae: str | None = None
     """TorchScript file of a VideoMAE network, for the same distances in its features."""
+    features: str | None = None
+    """TorchScript file of any other network from videos to features, for the same distances."""
     c3d: str | None = None
     """TorchScript file of the C3D classifier for the Inception Score."""
     raft: str | None = None
     """TorchScript file of RAFT for a second motion score beside that of DIS."""
+    raft_pixels: Literal["0..255", "-1..1"] = "0..255"
+    """Pixels that the RAFT file takes: those of RAFT's own code, or of torchvision's."""
     clip: str | None = None
     """Folder of a CLIP vision model for image alignment and temporal consistency."""
     dino: str | None = None
@@ -60,7 +67,7 @@ class EvaluateConfig:
     """Videos that the Inception Score is of, at most; null takes all."""
     inception_splits: Count = 10
     """Parts of the videos that the Inception Score is averaged over."""
-    bootstrap_samples: Count = 1000
+    bootstrap_samples: Annotated[int, Ge(100)] = 2000
     """Resamples of the clips for an interval."""
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
     """Level of the intervals."""

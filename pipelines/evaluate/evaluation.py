@@ -18,7 +18,13 @@ from pipelines.config import RunConfig, content_hash
 from pipelines.dataset import located, open_training_data
 from pipelines.evaluate.arms import Arm, check_model, check_names, located_arm
 from pipelines.evaluate.clip_set import EvaluationSet, freeze_images, open_set
-from pipelines.evaluate.extractors import extractor_hashes
+from pipelines.evaluate.extractors import (
+    EXTRACTORS,
+    check_lengths,
+    described_extractors,
+    extractor_hashes,
+    reasons_for_absence,
+)
 from pipelines.evaluate.features import write_features
 from pipelines.evaluate.summary import METRICS_FILE, summarise
 from pipelines.evaluate.units import Unit, plan_arm, plan_reference, read_finished
@@ -26,6 +32,7 @@ from pipelines.evaluate.video_folder import check_videos
 from pipelines.evaluate.worker import UnitWorker, WorkerSettings, work_on_unit
 from pipelines.progress import stage_progress
 from pipelines.ray_map import map_rows
+from pipelines.remote import is_url
 from pipelines.runtime import ray_session
 from pipelines.storage import read_json, remove_temporaries, write_atomic, write_json
 
@@ -115,8 +122,9 @@ def evaluate_arms(
     settings = config.evaluate
     hashes = extractor_hashes(settings)
     chosen = open_set(config, folder)
+    check_lengths(hashes, chosen.size.num_frames)
     for arm in arms:
-        check_model(arm, chosen)
+        check_model(arm, chosen, as_clips=settings.as_clips)
         if arm.kind == "videos":
             check_videos(arm, chosen)
     made_of: dict[str, Any] = {"extractors": hashes}
@@ -141,7 +149,7 @@ def evaluate_arms(
         folder=folder.absolute(),
         chosen=chosen,
         arms=tuple(located_arm(arm) for arm in arms),
-        identity=identity,
+        identity=content_hash([identity, str(folder.absolute())]),
     )
     done = _finish_units(reference, worker, session, "real clips", debug=debug)
     real = {row["clip_key"]: row for unit in reference for row in _rows(folder, unit)}
@@ -160,7 +168,8 @@ def evaluate_arms(
         settings,
         chosen=chosen,
         arms=arms,
-        extractor_hashes=hashes,
+        extractors=described_extractors(folder, hashes),
+        absent=reasons_for_absence(settings),
         seed=config.seed,
     )
     metrics["identity"] = identity
@@ -295,8 +304,17 @@ def _write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _located(config: RunConfig) -> RunConfig:
     """Return a configuration for workers, which are in another folder: no path is relative."""
-    from pipelines.evaluate.extractors import EXTRACTORS
-
     given = {name: getattr(config.evaluate, name) for name in EXTRACTORS}
-    absolute = {name: str(Path(place).absolute()) for name, place in given.items() if place}
-    return replace(located(config), evaluate=replace(config.evaluate, **absolute))
+    absolute: dict[str, Any] = {
+        name: str(Path(place).absolute()) for name, place in given.items() if place
+    }
+    data = replace(
+        config.data,
+        videos=_absolute(config.data.videos),
+        video_root=_absolute(config.data.video_root) if config.data.video_root else None,
+    )
+    return replace(located(config), data=data, evaluate=replace(config.evaluate, **absolute))
+
+
+def _absolute(place: str) -> str:
+    return place if not place or is_url(place) else str(Path(place).absolute())

@@ -1,4 +1,4 @@
-"""The work of one evaluation worker: a unit in, its videos, features and rows in the folder. No Ray.
+"""The work of one evaluation worker: a unit in; its videos, features, rows in a folder. No Ray.
 
     real clips:  stored latents (or source frames) -> frames -> conditioning image, motion, features
     an arm:      conditioning image -> sampled or read video -> motion, alignment, features
@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,10 @@ class UnitWorker:
         self._places = clip_places(settings.config)
         self._device = torch.device("cuda" if settings.config.evaluate.use_gpu else "cpu")
         self._first_stage: FirstStage | None = None
-        self._extractors = FeatureExtractors(settings.config.evaluate, self._device)
+        self._opened: tuple[str, ImageToVideoModel] | None = None
+        self._extractors = FeatureExtractors(
+            settings.config.evaluate, settings.folder, device=self._device.type
+        )
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Work on one unit; returns its name."""
@@ -146,7 +148,8 @@ class UnitWorker:
             return source_frames(clip.record, self._settings.config)
         if self._first_stage is None:
             self._first_stage = place.reader.first_stage()
-        return np.asarray(self._first_stage.decode(clip.mean))
+        frames: Frames = np.asarray(self._first_stage.decode(clip.mean))
+        return frames
 
     def _arm(self, unit: Unit) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         chosen, arm = self._settings.chosen, self._arms[unit.arm]
@@ -170,7 +173,7 @@ class UnitWorker:
                     **known,
                     **motion_row(frames, fps=chosen.fps),
                     **alignment_row(image, frames),
-                    **self._extractors.scores(image, frames),
+                    **self._extractors.scores(image, frames, fps=chosen.fps),
                     "video": self._keep(frames, unit, f"{key}-s{seed}"),
                 },
                 self._extractors.features(frames),
@@ -184,9 +187,17 @@ class UnitWorker:
             for pair in pairs:
                 yield pair, read_video(found[pair], fps=self._settings.chosen.fps)
             return
-        model = _model(str(arm.folder), arm.identity, self._device.type)
+        model = self._model(arm)
         for key, seed in pairs:
             yield (key, seed), self._sampled(model, arm, unit, key, seed)
+
+    def _model(self, arm: Arm) -> ImageToVideoModel:
+        """Return the model of an arm; it stays until that of another arm is asked for."""
+        if self._opened is None or self._opened[0] != arm.name:
+            self._opened = None  # its memory goes first
+            told = self._settings.chosen if self._settings.config.evaluate.as_clips else None
+            self._opened = arm.name, _open_model(arm.folder, told, self._device)
+        return self._opened[1]
 
     def _sampled(
         self, model: ImageToVideoModel, arm: Arm, unit: Unit, key: str, seed: int
@@ -238,15 +249,20 @@ class UnitWorker:
         return relative
 
 
-@lru_cache(maxsize=1)
-def _model(folder: str, identity: str, device: str) -> ImageToVideoModel:
-    """Read a model; it stays until one of another folder or content is asked for."""
-    del identity
-    family = read_object(Path(folder) / "model.json").get("family")
+def _open_model(
+    folder: Path, told: EvaluationSet | None, device: torch.device
+) -> ImageToVideoModel:
+    """Read a model, on request for the size, length and rate of the clips."""
+    family = read_object(folder / "model.json").get("family")
     if not isinstance(family, str):
         raise DataError(f"{folder}/model.json names no family of models; save the model again")
-    model = load(family, folder)
-    model.network.to(torch.device(device)).eval()
+    options: dict[str, Any] = {}
+    if told is not None and family != "tiny":
+        size = told.size
+        options = {"num_frames": size.num_frames, "height": size.height, "width": size.width}
+        options["fps"] = told.fps
+    model = load(family, folder, **options)
+    model.network.to(device).eval()
     return model
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plot", "plots_of"]
 
+_LEGEND_SIGNS = 62
+"""Width of a legend's line."""
 _RANK = "rank t of the noise level (share of training levels below)"
 _CURVES = (
     (
@@ -145,7 +147,8 @@ def _curve(
             axes.plot(x, [p.estimate.value for p in line], **style, label=short(arm))
             _band(axes, x, line, style["color"])
         axes.set_xlim(0, 1)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        if all((point.estimate.low or 0.0) >= 0 for point in own):
+            axes.set_ylim(bottom=0)
         axes.set_xlabel(_RANK)
         axes.set_ylabel(unit)
         _legend(figure, axes)
@@ -160,12 +163,11 @@ def _scatter(samples: SampleTable, start: Start, looks: Mapping[str, ArmLook]) -
         for arm in arms
         for name in ("motion", "motion_real")
     )
-    columns = min(len(arms), 3)
-    rows = -(-len(arms) // columns)
+    columns, rows = _layout(len(arms))
 
     def draw(figure: "Figure", theme: Theme) -> None:
         figure.set_size_inches(2.6 * max(columns, 2), 2.7 * rows + 0.3)
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        grid = figure.subplots(rows, columns, squeeze=False)
         places = list(grid.flat)
         for axes in places[len(arms) :]:
             axes.set_visible(False)
@@ -194,7 +196,7 @@ def _scatter(samples: SampleTable, start: Start, looks: Mapping[str, ArmLook]) -
         "the video moves as much as the clip. Nothing tells a network how much that is, so a wide "
         "cloud is no fault; a cloud below the line is lost motion.",
         n=len(samples.keys),
-        wide=True,
+        wide=columns > 2,
         draw=draw,
     )
 
@@ -217,7 +219,8 @@ def _error_by_start(points: Sequence[Point], looks: Mapping[str, ArmLook], n: in
                 if gaussian:
                     shown["markerfacecolor"] = theme.paper
                 axes.plot(x, [p.estimate.value for p in line], **shown, label=label)
-                _band(axes, x, line, style["color"])
+                if not gaussian:  # two bands over each other cannot be read; the table has both
+                    _band(axes, x, line, style["color"])
         axes.set_ylim(bottom=0)
         axes.invert_xaxis()
         axes.set_xlabel("start time M (share of the diffusion time)")
@@ -286,8 +289,7 @@ def _plane(
 
 def _densities(densities: Mapping[str, NoiseDensity], looks: Mapping[str, ArmLook]) -> Plot:
     lines = (":", "--", "-")
-    columns = min(len(densities), 3)
-    rows = -(-len(densities) // columns)
+    columns, rows = _layout(len(densities))
 
     def draw(figure: "Figure", theme: Theme) -> None:
         figure.set_size_inches(2.6 * max(columns, 2), 2.3 * rows + 0.6)
@@ -317,9 +319,15 @@ def _densities(densities: Mapping[str, NoiseDensity], looks: Mapping[str, ArmLoo
         caption="How much noise the image had in training, at three ranks t, by the formula of each "
         "arm; a line straight up is one single value. It says what was done, not what it did.",
         n=0,
-        wide=True,
+        wide=columns > 2,
         draw=draw,
     )
+
+
+def _layout(count: int) -> tuple[int, int]:
+    """Return columns and rows of small plots, without lonely ones where it can be helped."""
+    columns = min(count, 2 if count == 4 else 3)
+    return columns, -(-count // columns)
 
 
 def _style(look: ArmLook, theme: Theme) -> dict[str, Any]:
@@ -364,5 +372,5 @@ def _last_of(points: Sequence[Point], arm: str, line: Sequence[Point]) -> Iterat
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels)) > 18 else min(len(labels), 3)
+    columns = min(len(labels), max(1, _LEGEND_SIGNS // (max(map(len, labels)) + 6)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from cil.errors import DataError
 from cil.metrics.resampling import sign_test
 
-__all__ = ["ClipResamples", "Estimate", "Quantity", "mean_of", "sign_test_of"]
+__all__ = ["FEWEST_CLIPS", "ClipResamples", "Estimate", "Quantity", "mean_of", "sign_test_of"]
 
+FEWEST_CLIPS = 8
+"""With fewer, resampling gives intervals that are too short to decide anything by."""
 Numbers = npt.NDArray[np.float64]
 
 
@@ -35,8 +37,8 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """1 or -1 if the whole interval is above or below 0, else 0."""
-        if self.low is None or self.high is None:
+        """1 or -1 if the whole interval is above or below 0, else 0; always 0 for too few clips."""
+        if self.low is None or self.high is None or self.n < FEWEST_CLIPS:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from pipelines.leak.resamples import FEWEST_CLIPS
+
 __all__ = ["MEANINGS", "TITLES", "UNITS", "limits"]
 
 TITLES: Mapping[str, str] = {
@@ -60,11 +62,16 @@ def limits(
         seeds: of the trainings, one name each; empty names stand for one training per arm.
         num_arms: arms.
     """
-    percent = f"{100 * level:g} %"
+    percent = f"{100 * level:g}%"
     found = [
         f"Intervals hold {percent} of {num_probed} resampled held-out clips (videos: "
         f"{num_sampled}). They say what other clips of this data set would give.",
     ]
+    if min(num_probed, num_sampled) < FEWEST_CLIPS:
+        found.append(
+            f"Nothing is called lower or higher that is of fewer than {FEWEST_CLIPS} clips: their "
+            "intervals are too short."
+        )
     if len(set(seeds)) > 1:
         found.append(
             f"Each arm was trained with {len(set(seeds))} seeds, which are shown one by one; so "

@@ -1,4 +1,4 @@
-"""The plots of a leak report. In: points, tables and densities. Out: `Plot`s, which draw themselves.
+"""The plots of a leak report. In: points, tables, densities. Out: `Plot`s, which draw themselves.
 
 Each has a name, a title, a caption that says what it means and of how many clips it is, axes with
 units, and is drawn on light and dark paper; see `pipelines.leak.drawing`.
@@ -40,8 +40,8 @@ _CURVES = (
         "Condition dominance",
         "condition dominance (ratio)",
         "How much another image changes a prediction against another noisy video. 1: the image "
-        "decides alone. Lower is less leak, but a network that ignores the image is lowest: read it "
-        "with the error.",
+        "decides alone. Lower is less leak, but a network that ignores the image is lowest: read "
+        "it with the error.",
     ),
     (
         "one-step-error",
@@ -56,7 +56,7 @@ _CURVES = (
         "one_step_motion",
         "One-step motion",
         "optical flow, prediction / clip (ratio)",
-        "Motion of the decoded prediction over that of the clip. It is blind to direction: a motion "
+        "Motion of the decoded prediction over that of the clip. It is blind to direction: one "
         "learned by heart counts as motion, so this shows the effect and does not prove it.",
     ),
     (
@@ -231,8 +231,8 @@ def _error_by_start(points: Sequence[Point], looks: Mapping[str, ArmLook], n: in
         name="motion-error-by-start",
         title="Motion error against the start time",
         caption="Mean distance of a video's motion from that of its clip. Solid: from noise of the "
-        "start's size alone; dashed: from the Analytic-Init Gaussian. A smaller M is a motion knob: "
-        "more motion there is no evidence that the leak is gone.",
+        "start's size alone; dashed: from the Analytic-Init Gaussian. A smaller M is a motion "
+        "knob: more motion there is no evidence that the leak is gone.",
         n=n,
         wide=False,
         draw=draw,

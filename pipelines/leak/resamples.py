@@ -1,8 +1,8 @@
-"""Intervals by resampling clips, for ratios of sums, their differences and whatever is made of them.
+"""Intervals by resampling clips, for ratios of sums, their differences and what is made of them.
 
 All quantities of one `ClipResamples` share the resampled clips, so a difference between two arms is
-a paired one. They are the resamples of `cil.metrics.resampling`, for many measures at once. Clips are
-what is resampled: an interval says what other clips of the same kind would
+a paired one. They are the resamples of `cil.metrics.resampling`, for many measures at once. Clips
+are what is resampled: an interval says what other clips of the same kind would
 give, and nothing about another training.
 """
 

@@ -6,9 +6,9 @@ and says the opposite, the measures are **contradictory**. In every other case t
 distinguishable**: condition dominance alone never decides, as a network that ignores the condition
 has the lowest.
 
-Every other finding is the sign of one interval: lower, higher, or not distinguishable. An interval of
-fewer than `FEWEST_CLIPS` clips decides nothing. The share of
-a gain that a control reaches is stated only where there is a gain.
+Every other finding is the sign of one interval: lower, higher, or not distinguishable. An interval
+of fewer than `FEWEST_CLIPS` clips decides nothing. The share of a gain that a control reaches is
+stated only where there is a gain.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Made-up measurements of four arms, with a leak that is known, and the study that is made of them."""
+"""Made-up measurements of four arms, with a leak that is known, and the study made of them."""
 
 import dataclasses
 import json
@@ -49,10 +49,20 @@ def made_rows(strength, *, clips=24, seed=0, times=TIMES):
                     "sums": {
                         "motion_transfer_ratio": (motion * (left + wobble[0]), motion),
                         "condition_dominance": ((1 - left) + wobble[1], np.ones(clips)),
-                        "one_step_mse": (100 * (1.1 - strong + wobble[2]) * time, np.full(clips, 100.0)),
-                        "frame_zero_mse": (10 * (0.1 + 0.1 * strong) + wobble[3], np.full(clips, 10.0)),
+                        "one_step_mse": (
+                            100 * (1.1 - strong + wobble[2]) * time,
+                            np.full(clips, 100.0),
+                        ),
+                        "frame_zero_mse": (
+                            10 * (0.1 + 0.1 * strong) + wobble[3],
+                            np.full(clips, 10.0),
+                        ),
                         "frame_difference_ratio": (motion * left, motion),
-                        **({"one_step_motion": (motion * left, motion)} if time in (0.5, 0.7, 0.8, 0.9) else {}),
+                        **(
+                            {"one_step_motion": (motion * left, motion)}
+                            if time in (0.5, 0.7, 0.8, 0.9)
+                            else {}
+                        ),
                     },
                 }
             )
@@ -77,7 +87,10 @@ def made_videos(strength, keys, *, seed=0, folder=None):
                     "seed": 0,
                     "motion_consistent": max(motion, 0.0),
                     "motion_real_consistent": real,
-                    "alignment_mse": 0.02 + 0.05 * strong + 0.002 * number + float(generator.normal(0, 0.003)),
+                    "alignment_mse": 0.02
+                    + 0.05 * strong
+                    + 0.002 * number
+                    + float(generator.normal(0, 0.003)),
                     "ssim": 0.9 - 0.2 * strong,
                     "flags": "jump" if (arm, number, start) == ("none", 3, 1.0) else "",
                     "flags_real": "",
@@ -85,7 +98,9 @@ def made_videos(strength, keys, *, seed=0, folder=None):
                     "video_real": None,
                 }
                 if folder is not None and start == 1.0 and number >= len(keys) - 3:
-                    row["video"] = moving_dot(folder, f"{arm.replace('/', '-')}-{number}", motion / 4)
+                    row["video"] = moving_dot(
+                        folder, f"{arm.replace('/', '-')}-{number}", motion / 4
+                    )
                     row["video_real"] = moving_dot(folder, f"real-{number}", real / 4)
                 rows.append(row)
     return rows
@@ -139,9 +154,7 @@ def made_study(folders, config, folder, *, names=tuple(PRESETS), clips=24, stren
     start = compared_start(samples)
     evidence = gather(arms, probe, samples, resampling)
     verdicts = [decide(each) for each in evidence]
-    shown, left_out = video_rows(
-        videos, folder, start=start, arms=list(names), fps=8.0, most=4
-    )
+    shown, left_out = video_rows(videos, folder, start=start, arms=list(names), fps=8.0, most=4)
     schedule = EDMSchedule(p_mean=1.0, p_std=1.4)
     return Study(
         arms=arms,

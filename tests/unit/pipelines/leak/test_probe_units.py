@@ -152,7 +152,9 @@ def test_sums_are_those_of_the_clips_themselves(config, keys, probed, tiny_model
             step=2_800_000,
         )
         condition = Condition(
-            conditioning_latents=(clean[:, :1] * tiny_model.conditioning_scale / scale).expand_as(clean),
+            conditioning_latents=(clean[:, :1] * tiny_model.conditioning_scale / scale).expand_as(
+                clean
+            ),
             image_embeds=tiny_model.image_tokens(clip.stored.image_embeds[None]),
             fps=torch.tensor([clip.stored.record.fps]),
             motion_bucket_id=torch.tensor([float(tiny_model.config.motion_bucket_id)]),
@@ -175,7 +177,9 @@ def test_sums_are_those_of_the_clips_themselves(config, keys, probed, tiny_model
         )
         decoded = tiny_model.first_stage.decode((p / scale)[0])
         predicted, real = row["sums"]["one_step_motion"]
-        assert predicted[number] == pytest.approx(motion_score(np.asarray(decoded)).consistent, rel=0.05, abs=0.05)
+        assert predicted[number] == pytest.approx(
+            motion_score(np.asarray(decoded)).consistent, rel=0.05, abs=0.05
+        )
         shown = np.asarray(tiny_model.first_stage.decode(clip.stored.mean))
         assert real[number] == pytest.approx(motion_score(shown).consistent, rel=1e-6)
 

@@ -39,7 +39,10 @@ def test_shares_and_means_of_quantities(numbers):
     top, bottom = numbers
     clips = ClipResamples(30, seed=0, num=200)
     base = clips.ratio(top, bottom)
-    gain, half = clips.ratio(top + bottom, bottom) - base, clips.ratio(top + bottom / 2, bottom) - base
+    gain, half = (
+        clips.ratio(top + bottom, bottom) - base,
+        clips.ratio(top + bottom / 2, bottom) - base,
+    )
     share = (half / gain).estimate(0.95)
     assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.5, 0.5))
     middle = mean_of([base, clips.ratio(top + bottom, bottom)])

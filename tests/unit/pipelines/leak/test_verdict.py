@@ -122,7 +122,10 @@ def test_controls_are_stated_where_there_is_a_gain(left, words):
 
 def judged(rows_of, strength, **made):
     rows, keys = rows_of(strength, **made)
-    arms = [Plain(name, None if number == 0 else next(iter(strength))) for number, name in enumerate(strength)]
+    arms = [
+        Plain(name, None if number == 0 else next(iter(strength)))
+        for number, name in enumerate(strength)
+    ]
     (found,) = gather(arms, probe_table(rows, keys), None, Resampling(seed=0, num=400, level=0.95))
     return decide(found)
 
@@ -169,7 +172,9 @@ def test_the_share_of_a_control_is_that_of_the_series(make_study, arm_folders, t
     assert "with t shuffled" in text
 
 
-def test_arms_of_a_seed_are_compared_with_the_reference_of_that_seed(make_study, arm_folders, tmp_path):
+def test_arms_of_a_seed_are_compared_with_the_reference_of_that_seed(
+    make_study, arm_folders, tmp_path
+):
     from pipelines.config import RunConfig
 
     names = ("none/seed-0", "timenoise/seed-0", "none/seed-1", "timenoise/seed-1")
@@ -184,7 +189,10 @@ def test_arms_of_a_seed_are_compared_with_the_reference_of_that_seed(make_study,
 def test_the_head_of_the_page():
     def verdict(arm, leak):
         return decide(evidence(*{"lower": (0.2, -0.2), "same": (0.0, 0.0)}[leak])).__class__(
-            arm=arm, reference="none", leak=Outcome.LOWER if leak == "lower" else Outcome.SAME, findings=()
+            arm=arm,
+            reference="none",
+            leak=Outcome.LOWER if leak == "lower" else Outcome.SAME,
+            findings=(),
         )
 
     groups = {"a": "a", "b": "b", "c": "c", "none": "none"}
@@ -198,5 +206,5 @@ def test_a_number_that_is_missing_is_refused(rows_of):
 
     rows, keys = rows_of({"base": 0.5}, times=(0.7, 0.8, 0.9))
     rows[1]["sums"]["one_step_mse"][0][2] = np.nan
-    with pytest.raises(DataError, match="one_step_mse of arm base at t 0.8"):
+    with pytest.raises(DataError, match=r"one_step_mse of arm base at t 0\.8"):
         probe_table(rows, keys)

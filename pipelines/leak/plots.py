@@ -316,8 +316,8 @@ def _densities(densities: Mapping[str, NoiseDensity], looks: Mapping[str, ArmLoo
     return Plot(
         name="noise-density",
         title="Noise on the condition in training",
-        caption="How much noise the image had in training, at three ranks t, by the formula of each "
-        "arm; a line straight up is one single value. It says what was done, not what it did.",
+        caption="How much noise the image had in training, at three ranks t, by the formula of "
+        "each arm; a line straight up is one single value. It says what was done, not what it did.",
         n=0,
         wide=columns > 2,
         draw=draw,

@@ -61,8 +61,8 @@ def describe_arms(arms: Sequence[Arm]) -> list[LeakArm]:
     for given in arms:
         if given.kind != "model":
             raise ConfigError(
-                f"arm {given.name} is a folder of videos; the leak is measured in the network's own "
-                "predictions, so give models here and compare videos by `cil evaluate`"
+                f"arm {given.name} is a folder of videos; the leak is measured in the network's "
+                "own predictions, so give models here and compare videos by `cil evaluate`"
             )
     plain = [LeakArm(arm=given, noise=noise_of(given.folder), reference=None) for given in arms]
     first = plain[0].group

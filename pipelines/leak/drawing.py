@@ -1,4 +1,4 @@
-"""Drawing a `Plot`: SVG for light and dark pages, PNG for everything else; the same bytes each time."""
+"""Drawing a `Plot`: SVG for light and dark pages, PNG for all else; the same bytes each time."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def _saved(plot: Plot, theme: Theme, kind: str, *, titled: bool = False, **optio
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.hashsalt": plot.name,
         "svg.fonttype": "path",
         "font.size": 10,

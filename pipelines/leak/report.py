@@ -1,4 +1,4 @@
-"""The files of a leak report: leak.json and leak.csv with all numbers, PNGs, report.html for people.
+"""The files of a leak report: leak.json and leak.csv with all numbers, PNGs, and report.html.
 
 In: a `Study`, all that was measured and decided. Nothing is computed here but pictures.
 """

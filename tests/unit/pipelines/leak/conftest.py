@@ -1,4 +1,4 @@
-"""Made-up measurements of four arms, with a leak that is known, and the study that is made of them."""
+"""Made-up measurements of four arms, with a leak that is known, and the study made of them."""
 
 import dataclasses
 import json
@@ -35,10 +35,11 @@ def made_rows(strength, *, clips=24, seed=0, times=TIMES):
     rows = []
     for arm, strong in strength.items():
         generator = np.random.default_rng(seed)  # the same clips and noise for every arm
+        own = np.random.default_rng(sum(arm.encode()))
         motion = generator.uniform(0.5, 2.0, clips)
         for time in times:
             left = strong * (1 - time**3)
-            wobble = generator.normal(0, 0.03, (4, clips))
+            wobble = generator.normal(0, 0.05, (4, clips)) + own.normal(0, 0.03, (4, clips))
             rows.append(
                 {
                     "arm": arm,
@@ -86,15 +87,20 @@ def made_videos(strength, keys, *, seed=0, folder=None):
                     "seed": 0,
                     "motion_consistent": max(motion, 0.0),
                     "motion_real_consistent": real,
-                    "alignment_mse": 0.02 + 0.05 * strong + 0.002 * number,
+                    "alignment_mse": 0.02
+                    + 0.05 * strong
+                    + 0.002 * number
+                    + float(generator.normal(0, 0.003)),
                     "ssim": 0.9 - 0.2 * strong,
                     "flags": "jump" if (arm, number, start) == ("none", 3, 1.0) else "",
                     "flags_real": "",
                     "video": None,
                     "video_real": None,
                 }
-                if folder is not None and start == 1.0 and number < 3:
-                    row["video"] = moving_dot(folder, f"{arm}-{number}", motion / 4)
+                if folder is not None and start == 1.0 and number >= len(keys) - 3:
+                    row["video"] = moving_dot(
+                        folder, f"{arm.replace('/', '-')}-{number}", motion / 4
+                    )
                     row["video_real"] = moving_dot(folder, f"real-{number}", real / 4)
                 rows.append(row)
     return rows

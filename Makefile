@@ -56,13 +56,15 @@ test-gpu: ## Run the tests that need a CUDA device, with GPU_PYTHON (python3)
 bench-gpu: ## Measure the kernels on a CUDA device, with GPU_PYTHON (python3)
 	$(GPU_PYTHON) -m benchmarks.fused_kernels
 
-demo: setup ## Videos to a registered model and a sampled GIF, on a CPU
+demo: setup ## Videos to a registered model and a leak report of four arms, on a CPU
 	$(BIN)/python -m pipelines.demo_data --out build/demo/videos
-	$(BIN)/cil run --config configs/demo.yaml
+	$(BIN)/cil sweep configs/demo_arms.yaml --promote timenoise
+	$(BIN)/cil leak --sweep configs/demo_arms.yaml --out build/demo/leak
 
-demo-quick: setup ## The same path with few videos and few steps; its samples are poor
+demo-quick: setup ## The same path with two arms, few videos and few steps; its numbers say nothing
 	$(BIN)/python -m pipelines.demo_data --out build/demo-quick/videos --num-videos 16
-	$(BIN)/cil run --config configs/demo.yaml --data.videos build/demo-quick/videos --output.dir build/demo-quick/run --train.num-steps 40
+	$(BIN)/cil sweep configs/demo_quick.yaml --promote timenoise
+	$(BIN)/cil leak --sweep configs/demo_quick.yaml --out build/demo-quick/leak
 
 docs: setup ## Build the documentation into site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

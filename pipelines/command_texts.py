@@ -85,7 +85,8 @@ EXAMPLES = {
     "sweep": (
         "cil sweep configs/compare.yaml --only naive --only timenoise; see docs/sweep.md. The file "
         "comes first; settings change the base of all arms. Also: --only ARM, --fail-fast, "
-        "--register, to register each model in MLflow; instead of --config, the sweep file"
+        "--register, to register each model in MLflow, --promote ARM, to make it the model of "
+        "output.dir, with the alias; instead of --config, the sweep file"
     ),
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",

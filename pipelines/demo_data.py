@@ -37,9 +37,9 @@ _NAME = re.compile(r"sprite-\d{4,}\.mp4(\.part)?")
 class DemoDataConfig:
     """What is made; every field is in the mark OUT.json."""
 
-    num_videos: int = 128
+    num_videos: int = 96
     """Videos to make, >= 1."""
-    num_frames: int = 64
+    num_frames: int = 16
     """Frames of each video, >= 1."""
     fps: int = 16
     """Frames per second of each video, >= 1."""

@@ -13,10 +13,18 @@ from pipelines.config import RunConfig
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.sweep.arms import Sweep, plan_sweep
+from pipelines.sweep.promotion import check_promotion, promote
 from pipelines.sweep.runner import StageFunctions, real_stages, run_arms
 from pipelines.sweep.sweep_file import read_sweep_file
 
-__all__ = ["SweepOptions", "parse_options", "prepare", "run_sweep", "show_sweep"]
+__all__ = [
+    "SweepOptions",
+    "parse_options",
+    "prepare",
+    "promote_arm",
+    "run_sweep",
+    "show_sweep",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +37,8 @@ class SweepOptions:
     """End with the first arm that fails."""
     register: bool = False
     """Register each model in MLflow, too."""
+    promote: str | None = None
+    """Arm whose model becomes that of the output folder, registered with the alias."""
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
@@ -37,9 +47,13 @@ def parse_options(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--fail-fast", action="store_true")
     parser.add_argument("--register", action="store_true")
+    parser.add_argument("--promote")
     known, rest = parser.parse_known_args(arguments)
     options = SweepOptions(
-        only=tuple(known.only), fail_fast=known.fail_fast, register=known.register
+        only=tuple(known.only),
+        fail_fast=known.fail_fast,
+        register=known.register,
+        promote=known.promote,
     )
     return options, rest
 
@@ -53,16 +67,23 @@ def prepare(path: str, options: SweepOptions, override: Callable[[RunConfig], Ru
         override: applies the settings of the command line to the base.
 
     Raises:
-        ConfigError: anything in it is wrong, or ``--only`` names no arm.
+        ConfigError: anything in it is wrong, or an option names no arm that is run.
     """
     file = read_sweep_file(path)
     sweep = plan_sweep(file, override(file.base))
     names = [arm.name for arm in sweep.arms]
-    for name in options.only:
+    promoted = [] if options.promote is None else [options.promote]
+    for option, name in [("--only", name) for name in options.only] + [
+        ("--promote", name) for name in promoted
+    ]:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
-            raise ConfigError(f"--only: {file.path} has no arm {name!r}; {hint}")
+            raise ConfigError(f"{option}: {file.path} has no arm {name!r}; {hint}")
+    for name in promoted:
+        if options.only and name not in options.only:
+            raise ConfigError(f"--promote {name}: the arm is not run; add --only {name}")
+        check_promotion(sweep, name)
     return sweep
 
 
@@ -132,6 +153,42 @@ def run_sweep(
         },
         seconds=watch.seconds(),
     )
+
+
+def promote_arm(
+    sweep: Sweep,
+    options: SweepOptions,
+    report: RunReport,
+    *,
+    debug: bool = False,
+    functions: StageFunctions | None = None,
+) -> list[RunReport]:
+    """Make the arm of ``--promote`` the run of the output folder, if its training is finished.
+
+    Args:
+        sweep: the sweep.
+        options: of the command.
+        report: what `run_sweep` returned.
+        debug: show the logs of workers.
+        functions: the stages; None takes the real ones.
+
+    Returns:
+        The reports of the stages; none without the option, or if the arm failed.
+
+    Raises:
+        ConfigError: the output folder holds another training by now.
+        StageError: MLflow failed.
+    """
+    arm = options.promote
+    if arm is None:
+        return []
+    label = next(run.label for run in sweep.runs if run.arm == arm)
+    if report.outputs["arms"][label] != "finished":
+        console.print(f"not promoted, as it is not finished: {label}", markup=False)
+        return []
+    with ExitStack() as session:
+        stages.hold_places(sweep.base, session, dataset=True)
+        return promote(sweep, arm, functions or real_stages(), session=session, debug=debug)
 
 
 def _check(sweep: Sweep, options: SweepOptions) -> None:

@@ -168,3 +168,25 @@ def test_the_example_is_a_sweep():
         same = dataclasses.replace(run.config, time_noise=sweep.base.time_noise)
         assert same.train == sweep.base.train
         assert same.seed == sweep.base.seed
+
+
+@pytest.mark.parametrize(
+    ("name", "presets"),
+    [
+        ("demo_arms", ["none", "constant", "shuffled", "mild"]),
+        ("demo_quick", ["none", "mild"]),
+    ],
+)
+def test_the_demo_compares_laws_of_noise_and_nothing_else(name, presets):
+    from pipelines.sweep.arms import plan_sweep
+    from pipelines.sweep.sweep_file import read_sweep_file
+
+    file = read_sweep_file(Path(__file__).parents[4] / "configs" / f"{name}.yaml")
+    sweep = plan_sweep(file, file.base)
+    assert [run.config.time_noise.preset for run in sweep.runs] == presets
+    for arm in sweep.arms:
+        assert {each.setting.partition(".")[0] for each in arm.differences} <= {"time_noise"}
+    assert sweep.arms[-1].name == "timenoise"
+    assert sweep.arms[-1].differences == ()
+    laws = {run.config.time_noise.law() for run in sweep.runs}
+    assert len(laws) == len(presets)

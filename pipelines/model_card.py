@@ -6,18 +6,19 @@ It becomes the description of the version in the registry and an artifact of its
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines import tracking
 from pipelines.config import RunConfig
 from pipelines.gate.rules import Decision
 from pipelines.storage import write_atomic
-from pipelines.tracking.versions import ModelVersion
+from pipelines.tracking.versions import ModelVersion, describe_version
 
-__all__ = ["CARD_FILE", "write_model_card"]
+__all__ = ["CARD_FILE", "publish_model_card"]
 
 CARD_FILE = "model_card.md"
 _NOT_STATED = "not stated"
 
 
-def write_model_card(
+def publish_model_card(
     config: RunConfig,
     version: ModelVersion,
     path: Path,
@@ -25,7 +26,7 @@ def write_model_card(
     decision: Decision | None = None,
     parent: str | None = None,
 ) -> Path:
-    """Write the card of a version.
+    """Write the card of a version, make it its description, and send it to the training's run.
 
     Args:
         config: the run; its section card says what no measurement can.
@@ -36,8 +37,14 @@ def write_model_card(
 
     Returns:
         The path.
+
+    Raises:
+        StageError: MLflow failed.
     """
-    write_atomic(path, "\n".join(_lines(config, version, decision, parent)).encode())
+    text = "\n".join(_lines(config, version, decision, parent))
+    write_atomic(path, text.encode())
+    describe_version(config, version.version, text)
+    tracking.log_files(tracking.tracking_uri(config), version.run_id, [path])
     return path
 
 

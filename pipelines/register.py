@@ -20,6 +20,7 @@ from pipelines import tracking
 from pipelines.config import RunConfig, config_to_yaml, content_hash
 from pipelines.dataset import open_dataset
 from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
+from pipelines.model_card import CARD_FILE, publish_model_card
 from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
 from pipelines.shard_reader import ShardReader
@@ -32,6 +33,7 @@ from pipelines.storage import (
     write_atomic,
     write_json,
 )
+from pipelines.tracking.versions import version_of
 from pipelines.train import TRAIN_FOLDER
 
 __all__ = ["REGISTER_FOLDER", "conditioning_image", "run"]
@@ -117,6 +119,12 @@ def run(
                 **{f"data_{key}": float(value) for key, value in manifest.totals.items()},
             },
             alias=alias,
+        )
+        publish_model_card(
+            config,
+            version_of(config, registered["version"]),
+            folder / CARD_FILE,
+            parent=(tags or {}).get("parent_version"),
         )
     tracking.finish_run(config, run_id)
     report = RunReport(

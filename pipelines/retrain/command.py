@@ -18,7 +18,7 @@ from pipelines.evaluate.arms import Arm
 from pipelines.gate.evidence import CHALLENGER, DISTANCES, GateEvidence, measure_models
 from pipelines.gate.evidence import CHAMPION as CHAMPION_ARM
 from pipelines.gate.rules import Decision, decide
-from pipelines.model_card import write_model_card
+from pipelines.model_card import CARD_FILE, publish_model_card
 from pipelines.progress import console
 from pipelines.promotion import CHAMPION, GATE_TAG, promote
 from pipelines.register import REGISTER_FOLDER
@@ -29,7 +29,6 @@ from pipelines.storage import hash_of_folder, write_json
 from pipelines.tracking.versions import (
     ModelVersion,
     aliased,
-    describe_version,
     history,
     tag_version,
     version_of,
@@ -187,12 +186,11 @@ def _keep(
             "rulings": [asdict(ruling) for ruling in decision.rulings],
         },
     )
-    card = write_model_card(
-        config, challenger, folder / "model_card.md", decision=decision, parent=night.parent
-    )
     uri = tracking.tracking_uri(config)
-    tracking.log_files(uri, challenger.run_id, [path, card, evidence.report])
-    describe_version(config, challenger.version, card.read_text(encoding="utf-8"))
+    tracking.log_files(uri, challenger.run_id, [path, evidence.report])
+    publish_model_card(
+        config, challenger, folder / CARD_FILE, decision=decision, parent=night.parent
+    )
 
 
 def _settled(config: RunConfig, version: str) -> tuple[str, str]:

@@ -70,8 +70,10 @@ class Service:
         merged = {**_WEEK, "data": {**_WEEK["data"], **week["data"]}, "output": week["output"]}
         self.config.write_text(yaml.safe_dump(merged))
         subprocess.run(
-            [sys.executable, "-m", "pipelines.demo_data", "--out", str(self._made)]
-            + ["--num-videos", "40", "--num-held-out", "1"],
+            [
+                *(sys.executable, "-m", "pipelines.demo_data", "--out", str(self._made)),
+                *("--num-videos", "40", "--num-held-out", "1"),
+            ],
             check=True,
             capture_output=True,
         )

@@ -48,6 +48,8 @@ def trained_run(encoded_run, model_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(register.tracking, "register_model", register_model)
     monkeypatch.setattr(register.tracking, "finish_run", lambda config, run_id: None)
+    monkeypatch.setattr(register, "version_of", lambda config, version: version)
+    monkeypatch.setattr(register, "publish_model_card", lambda *arguments, **settings: None)
     return config, output, calls
 
 

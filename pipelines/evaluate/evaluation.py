@@ -27,7 +27,14 @@ from pipelines.evaluate.extractors import (
 )
 from pipelines.evaluate.features import write_features
 from pipelines.evaluate.summary import METRICS_FILE, summarise
-from pipelines.evaluate.units import Unit, plan_arm, plan_reference, read_finished
+from pipelines.evaluate.units import (
+    IMAGES_FOLDER,
+    UNITS_FOLDER,
+    Unit,
+    plan_arm,
+    plan_reference,
+    read_finished,
+)
 from pipelines.evaluate.video_folder import check_videos
 from pipelines.evaluate.worker import UnitWorker, WorkerSettings, work_on_unit
 from pipelines.progress import stage_progress
@@ -239,7 +246,8 @@ def _finish_units(
     config = settings.config
     if missing:
         session.enter_context(ray_session(config.cluster, debug=debug))
-    remove_temporaries(settings.folder / "units")
+    for name in (UNITS_FOLDER, IMAGES_FOLDER):
+        remove_temporaries(settings.folder / name)
     # 1:1, a unit becomes its files in the folder; only its name travels.
     results = map_rows(
         [{"unit": json.dumps(unit.to_json())} for unit in missing],

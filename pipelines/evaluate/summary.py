@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cil.errors import DataError
 from cil.metrics.measurement import Measurement
 from cil.metrics.resampling import bootstrap_interval, mean, paired_difference, ratio_of_sums
 from pipelines.evaluate.arms import Arm
@@ -330,14 +329,3 @@ def _differences(
 
 
 _KNOWN_NAMES = {*_MEANS, *_GAPS}
-
-
-def check_rows(rows: Sequence[Row]) -> None:
-    """Refuse a table in which the arms do not have the same clips.
-
-    Raises:
-        DataError: they differ.
-    """
-    clips = {key: {row["clip_key"] for row in own} for key, own in _by_setting(rows).items()}
-    if len({frozenset(keys) for keys in clips.values()}) > 1:
-        raise DataError("the arms do not have the same clips; evaluate them in one command")

@@ -38,6 +38,7 @@ _OF_THE_COMPARISON = (
     "train.global_batch_size",
     "train.bucket",
     "validate",
+    "evaluate",
 )
 """Other settings with which an arm has more or other training, or is measured otherwise."""
 

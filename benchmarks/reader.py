@@ -36,6 +36,7 @@ from pipelines.store import open_store
 SHAPE = (16, 4, 32, 32)
 CLIPS_PER_SHARD = 128
 BATCH = 16
+FRESH_EPOCHS = 8
 BUCKET = "256x256x16"
 IDENTITY = {"settings": {"clips": {"fps": 8.0}}, "first_stage": "none"}
 
@@ -181,11 +182,14 @@ def memory_mib() -> dict[str, int]:
 
 
 def fresh_epochs(folder: Path) -> dict[str, Any]:
-    """Three epochs of a fresh process, which hashes each shard once: times and memory."""
+    """Epochs of a fresh process, which hashes each shard once: times and memory.
+
+    Reading ahead warms up for a few of them; the rest show whether memory stays.
+    """
     torch.set_num_threads(1)
     reader = Ours(folder, num_batches=2)
     seconds, memory = [], [memory_mib()]
-    for _ in range(3):
+    for _ in range(FRESH_EPOCHS):
         seconds.append(timed(reader.epoch))
         memory.append(memory_mib())
     return {"epoch_s": seconds, "memory_mib": memory}

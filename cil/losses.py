@@ -17,13 +17,13 @@ from torch import Tensor
 
 from cil import rng
 from cil.conditioning import keep_mask
+from cil.corruption import Corruption
 from cil.errors import ConfigError, DataError
 from cil.network_input import BuiltInput, Counter, InputRequest, TrainingDraws, build_input
 from cil.noise_schedule import NoiseSchedule
 from cil.parameterization import Parameterization, input_scale
 from cil.rng import Stream
 from cil.shapes import check_shape
-from cil.time_noise import Corruption
 
 __all__ = [
     "BuiltInput",
@@ -145,6 +145,7 @@ def draw_training(
         token_noise=normal(token_shape, Stream.TOKEN_NOISE)
         if tokens_noised and token_shape is not None
         else None,
+        token_normal=None if corruption.token_law is None else normal((), Stream.TOKEN_SIGMA),
         counter=None if dropout_per_batch else Counter(seed=seed, sample_ids=ids, step=step),
     )
 
@@ -217,6 +218,7 @@ def denoising_loss(
     )
     alpha, sigma = schedule.scales(level)
     keep = keep_mask(draws.dropout, dropout)
+    token_normal = draws.normal if draws.token_normal is None else draws.token_normal
     built = build_input(
         InputRequest(
             clean=clean,
@@ -233,6 +235,7 @@ def denoising_loss(
             keep=keep,
             dropout=dropout,
             draws=draws,
+            sigma_tokens=corruption.sigma_tokens(level, token_normal, draws.other_level),
         )
     )
     prediction = network(

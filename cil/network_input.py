@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cil.conditioning import drop
+from cil.corruption import Corruption
 from cil.errors import DataError
 from cil.parameterization import Parameterization, training_target
 from cil.shapes import append_dims, check_shape
-from cil.time_noise import Corruption
 
 __all__ = ["BuiltInput", "Counter", "InputRequest", "TrainingDraws", "build_input"]
 
@@ -48,6 +48,9 @@ class TrainingDraws:
     """(B,) uniform numbers that drop the condition."""
     token_noise: Tensor | None = None
     """(B, L, D) noise of the image tokens; None where they are not noised."""
+    token_normal: Tensor | None = None
+    """(B,) standard normal numbers that become the noise level of image tokens; None takes
+    ``normal``."""
     counter: Counter | None = None
     """Where the noise comes from; None if it comes from elsewhere, or if dropout is per batch."""
 
@@ -84,6 +87,8 @@ class InputRequest:
     """Probability of dropping the condition, from which ``keep`` was drawn."""
     draws: TrainingDraws
     """The random numbers."""
+    sigma_tokens: Tensor | None = None
+    """(B,) noise level of image tokens; None is ``sigma_cond``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +141,8 @@ def build_input(request: InputRequest) -> BuiltInput:
     if callable(tokens):
         tokens = tokens(corrupted)
     elif tokens is not None and draws.token_noise is not None:
-        tokens = corruption.corrupt_tokens(tokens, request.sigma_cond, draws.token_noise)
+        level = request.sigma_cond if request.sigma_tokens is None else request.sigma_tokens
+        tokens = corruption.corrupt_tokens(tokens, level, draws.token_noise)
     elif tokens is not None and corruption.target in ("tokens", "both"):
         raise DataError("token_noise must be drawn when tokens are noised; give token_shape")
     return BuiltInput(

@@ -75,6 +75,8 @@ class Stream(IntEnum):
     """Order of the batches of an epoch, which tells when each bucket has its turn."""
     NETWORK_DROPOUT = 16
     """Seed of the generator that dropout inside of the network draws from."""
+    TOKEN_SIGMA = 17
+    """Normal number that becomes the noise level of the image tokens, where they have their own."""
 
 
 def philox4x32(

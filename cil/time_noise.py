@@ -13,7 +13,6 @@ reads the same for TimeNoise and for every baseline:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
@@ -28,7 +27,8 @@ from cil.baselines import (
     VideoLevelNoise,
     constant_like,
 )
-from cil.conditioning import AddsNoise, NoiseMode, Target, corrupt_elements, noise_shape
+from cil.conditioning import AddsNoise, NoiseMode, Target
+from cil.corruption import Corruption
 from cil.errors import ConfigError
 from cil.noise_schedule import NoiseSchedule, TimeMap, require
 from cil.quadrature import normal_nodes
@@ -230,99 +230,6 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 """Names of all presets."""
 
 
-@dataclass(frozen=True, slots=True)
-class Corruption:
-    """A noise law tied to a noise schedule: what training and evaluation call.
-
-    Every baseline is one of these, so the code that uses it has no branches.
-    """
-
-    law: NoiseLaw
-    """Distribution of sigma_cond given t."""
-    schedule: NoiseSchedule
-    """Converts the video's noise level to t."""
-
-    @property
-    def noise(self) -> NoiseMode:
-        """How the noise is spread over frames."""
-        return self.law.noise
-
-    @property
-    def target(self) -> Target:
-        """What is noised: ``latents``, ``tokens``, ``both`` or ``pixels``."""
-        return self.law.target
-
-    def noise_shape(self, latents_shape: Sequence[int]) -> tuple[int, int, int, int]:
-        """Return the shape of one clip's conditioning noise for latents of shape (F, C, H, W)."""
-        return noise_shape(self.law.noise, latents_shape)
-
-    def time(self, level: Tensor) -> Tensor:
-        """Return the law's t (B,) of the video's noise level (B,)."""
-        if isinstance(self.law, VideoLevelNoise):
-            return self.schedule.noise_to_signal(level)
-        return self.schedule.time(level, self.law.time_map)
-
-    def sigma_cond(self, level: Tensor, normal: Tensor, other_level: Tensor) -> Tensor:
-        """Draw the noise level of the condition.
-
-        Args:
-            level: (B,) the video's noise level: sigma for EDM, timestep for VP, t for flow.
-            normal: (B,) standard normal numbers.
-            other_level: (B,) a training noise level drawn independently of ``level``; only the
-                ``shuffled`` control looks at it.
-
-        Returns:
-            (B,) sigma_cond, dtype of ``normal``.
-        """
-        other_t = self.time(other_level).to(normal.dtype)
-        return self.law.sigma_cond(self.time(level).to(normal.dtype), normal, other_t=other_t)
-
-    def corrupt(self, latents: Tensor, sigma_cond: Tensor, noise: Tensor) -> Tensor:
-        """Noise conditioning latents, unless ``target`` is ``tokens`` or ``pixels``.
-
-        Args:
-            latents: (B, F, C, H, W) conditioning latents, in the scale that the network gets.
-            sigma_cond: (B,).
-            noise: (B, *noise_shape) standard normal.
-
-        Returns:
-            (B, F, C, H, W), dtype of ``latents``.
-        """
-        if self.law.target in ("tokens", "pixels"):
-            return latents
-        return self.law.corrupt(latents, sigma_cond, noise)
-
-    def corrupt_tokens(self, tokens: Tensor, sigma_cond: Tensor, noise: Tensor) -> Tensor:
-        """Noise every element of image tokens, if ``target`` is ``tokens`` or ``both``.
-
-        Args:
-            tokens: (B, L, D) image tokens.
-            sigma_cond: (B,).
-            noise: (B, L, D) standard normal, independent of the noise of the latents.
-
-        Returns:
-            (B, L, D), dtype of ``tokens``.
-        """
-        if self.law.target not in ("tokens", "both"):
-            return tokens
-        return corrupt_elements(tokens, sigma_cond, noise)
-
-    def corrupt_pixels(self, images: Tensor, sigma_cond: Tensor, noise: Tensor) -> Tensor:
-        """Noise every pixel of the conditioning image, if ``target`` is ``pixels``.
-
-        Args:
-            images: (B, C, H, W) conditioning images in [-1, 1]; the result leaves that range.
-            sigma_cond: (B,), in the unit of ``images``.
-            noise: (B, C, H, W) standard normal.
-
-        Returns:
-            (B, C, H, W) images to encode, dtype of ``images``.
-        """
-        if self.law.target != "pixels":
-            return images
-        return corrupt_elements(images, sigma_cond, noise)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeNoiseConfig:
     """Noise on the condition in training, by preset; a field that is null keeps the preset's value.
@@ -349,6 +256,11 @@ class TimeNoiseConfig:
     """index (timestep / count), sigma (sigma / 700) or rank (share of training levels below)."""
     target: Target | None = None
     """What is noised: latents, tokens, both, or pixels (the image before it is encoded)."""
+    token_preset: Preset | None = None
+    """Noise law of the image tokens alone, with ``target`` tokens or both; null: that of the
+    latents."""
+    token_beta_m: float | None = None
+    """Largest noise level of the image tokens, > 0, in their unit; null: that of their law."""
     impl: Literal["auto", "torch", "triton"] = "auto"
     """What adds the noise in training: torch, Triton kernels (GPU only), or auto: Triton on a GPU.
     The noise is the same, from the same bits."""
@@ -369,7 +281,7 @@ class TimeNoiseConfig:
             self.impl,
             "'auto' is the default",
         )
-        self.law()
+        self.token_law()
 
     def _given(self, *names: str) -> dict[str, float | str]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -399,6 +311,36 @@ class TimeNoiseConfig:
             return ShuffledNoise(law)
         return law
 
+    def token_law(self) -> NoiseLaw | None:
+        """Return the noise law of the image tokens; None where it is that of the latents.
+
+        Raises:
+            ConfigError: a value is out of its range, or tokens are not noised.
+        """
+        law = self.law()
+        if self.token_preset is None and self.token_beta_m is None:
+            return None
+        wanted = "null unless time_noise.target is tokens or both"
+        given = (self.token_preset, self.token_beta_m)
+        require(
+            law.target in ("tokens", "both"),
+            "time_noise.token_preset and token_beta_m",
+            wanted,
+            given,
+            "set time_noise.target to noise the image tokens, or leave them out",
+        )
+        own = replace(self, token_preset=None, token_beta_m=None)
+        try:
+            if self.token_preset is not None:
+                own = TimeNoiseConfig(preset=self.token_preset, time_map=self.time_map)
+            if self.token_beta_m is not None:
+                own = replace(own, beta_m=self.token_beta_m)
+        except ConfigError as error:
+            raise ConfigError(
+                f"time_noise.token_preset {given[0]} and token_beta_m {given[1]}: {error}"
+            ) from error
+        return own.law()
+
     def build(self, schedule: NoiseSchedule) -> Corruption:
         """Tie the noise law to a noise schedule.
 
@@ -411,6 +353,8 @@ class TimeNoiseConfig:
         Raises:
             ConfigError: the schedule does not have the time map, for example EDM and ``index``.
         """
-        corruption = Corruption(self.law(), schedule)
-        corruption.time(schedule.level(torch.tensor([0.5])))
+        corruption = Corruption(self.law(), schedule, self.token_law())
+        some = schedule.level(torch.tensor([0.5]))
+        corruption.sigma_cond(some, some, some)
+        corruption.sigma_tokens(some, some, some)
         return corruption

@@ -3,6 +3,7 @@
 ``train/best`` holds the averaged weights, ``train_state.json`` and the validation's
 ``metrics.json``. It is replaced as a whole. The checkpoint that replaces it is deleted from the
 queue only afterwards, so a command that is killed in between is made good by the next one.
+Only validations of the same settings are compared; the best by others is set aside, not deleted.
 """
 
 import math
@@ -12,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint import EMA_FILE
-from pipelines.storage import replace_folder, temporary_beside, write_json
+from pipelines.storage import replace_folder, set_aside, temporary_beside, write_json
 from pipelines.validation import METRICS_FILE, read_record
 
-__all__ = ["BEST_FOLDER", "KEPT_FILES", "best_record", "copy_weights", "keep_if_best"]
+__all__ = [
+    "BEST_FOLDER",
+    "KEPT_FILES",
+    "best_record",
+    "copy_weights",
+    "keep_if_best",
+    "set_aside_if_incomparable",
+]
 
 BEST_FOLDER = "best"
 KEPT_FILES = (EMA_FILE, "train_state.json")
@@ -26,6 +34,22 @@ _LARGER_IS_BETTER = frozenset({"val_motion_transfer"})
 def best_record(train_folder: Path, identity: str) -> dict[str, Any] | None:
     """Read the validation of the best checkpoint so far; None if there is none of this run."""
     return read_record(train_folder / BEST_FOLDER / METRICS_FILE, identity)
+
+
+def set_aside_if_incomparable(train_folder: Path, record: dict[str, Any]) -> Path | None:
+    """Set the best checkpoint aside if it was validated with other settings.
+
+    Args:
+        train_folder: holds ``best``.
+        record: a validation.
+
+    Returns:
+        Where the best checkpoint so far is now; None if it was left where it is.
+    """
+    before = best_record(train_folder, record["identity"])
+    if before is None or before.get("settings") == record.get("settings"):
+        return None
+    return set_aside([train_folder / BEST_FOLDER], f"step-{before['step']:06d}")[0]
 
 
 def keep_if_best(

@@ -17,7 +17,8 @@ def check_conditions(config: RunConfig, data: TrainingData) -> None:
         data: the data set; one clip of its largest bucket is read.
 
     Raises:
-        ConfigError: another first stage or other image tokens than the model has.
+        ConfigError: another first stage or other image tokens than the model has, or tokens of
+            another frame than the conditioning frame.
         DataError: the data set is damaged.
     """
     reader = data.largest
@@ -28,7 +29,16 @@ def check_conditions(config: RunConfig, data: TrainingData) -> None:
         latent_channels=first_stage.latent_channels,
         downsampling=first_stage.downsampling,
     )
-    stored = reader.clip(0).image_embeds.shape[-1]
+    tokens = reader.clip(0).image_embeds
+    replaced = getattr(model.config, "image_token_replacement", 0.0)
+    if config.train.conditioning_frame == "random" and tokens.any() and replaced < 1:
+        raise ConfigError(
+            "train.conditioning_frame random conditions on any frame of a clip, and the data set "
+            "holds image tokens of the first frame only, which would show another image; encode "
+            "without condition.image_encoder, set model.image_token_replacement to 1 where the "
+            "family has it, or use first"
+        )
+    stored = tokens.shape[-1]
     if model.token_width != stored:
         raise ConfigError(
             f"the image tokens of the data set have the width {stored}, the network of "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cil.models import ClipConditions, ImageToVideoModel
-from cil.rng import Stream, normal
+from cil.rng import Stream, normal, uniform
 from pipelines.batches import Batch
 from pipelines.config import RunConfig
 from pipelines.records import ClipRecord
@@ -26,9 +26,9 @@ class DrawnClips:
     clean: Tensor
     """(B, F, C, h, w) scaled clean latents."""
     conditioning: Tensor
-    """(B, 1, C, h, w) first frame in the scale that the network gets, without noise."""
+    """(B, 1, C, h, w) conditioning frame in the scale that the network gets, without noise."""
     frame: Tensor
-    """(B, 1, C, h, w) first frame in the scale of ``clean``."""
+    """(B, 1, C, h, w) conditioning frame in the scale of ``clean``."""
     tokens: Tensor
     """(B, L, D) image tokens as the network attends to them."""
     clips: ClipConditions
@@ -41,6 +41,16 @@ def draw_batch(
     config: RunConfig, model: ImageToVideoModel, batch: Batch, *, sample_ids: Tensor, step: int
 ) -> DrawnClips:
     """Draw the latents of a batch of training; see `draw_clips`."""
+    frames = None
+    if config.train.conditioning_frame == "random":
+        drawn = uniform(
+            (),
+            seed=config.seed,
+            sample_ids=sample_ids,
+            stream=Stream.CONDITIONING_FRAME,
+            step=step,
+        )
+        frames = (drawn * batch.mean.shape[1]).long()
     return draw_clips(
         config,
         model,
@@ -51,6 +61,7 @@ def draw_batch(
         text_embeds=batch.text_embeds,
         sample_ids=sample_ids,
         step=step,
+        frames=frames,
     )
 
 
@@ -65,6 +76,7 @@ def draw_clips(
     text_embeds: Tensor | None,
     sample_ids: Tensor,
     step: int | None,
+    frames: Tensor | None = None,
 ) -> DrawnClips:
     """Draw latents from the stored posteriors, and gather the conditions.
 
@@ -78,6 +90,7 @@ def draw_clips(
         text_embeds: (B, L, D), if the data set has texts.
         sample_ids: (B,) int64, on the device of the result.
         step: of the counter; None takes the mean of the posterior.
+        frames: (B,) int64 conditioning frame of each clip; None takes the first.
     """
     device = sample_ids.device
     mean, std = mean.to(device, non_blocking=True), std.to(device, non_blocking=True)
@@ -90,11 +103,13 @@ def draw_clips(
         return mean + std * noise
 
     scale = model.first_stage.scaling_factor
-    first = sample(mean[:, :1], std[:, :1], Stream.COND_POSTERIOR)
+    rows = torch.arange(len(mean), device=device)
+    chosen = torch.zeros_like(rows) if frames is None else frames.to(device)
+    shown = sample(mean[rows, chosen][:, None], std[rows, chosen][:, None], Stream.COND_POSTERIOR)
     return DrawnClips(
         clean=sample(mean, std, Stream.POSTERIOR) * scale,
-        conditioning=first * model.conditioning_scale,
-        frame=first * scale,
+        conditioning=shown * model.conditioning_scale,
+        frame=shown * scale,
         tokens=model.image_tokens(image_embeds.to(device, non_blocking=True)),
         clips=clip_conditions(config, model, records, text_embeds, device=device),
         sample_ids=sample_ids,

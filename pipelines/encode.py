@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cil.errors import DataError, StageError
@@ -110,7 +110,10 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         complete = _complete_manifest(config, store, source)
         if complete is not None:
             refuse_bad_source(config, store, source)
-            ensure_null_condition(config, store)
+            null_condition = ensure_null_condition(config, store)
+            if complete.null_condition != null_condition:  # an older data set, or made anew
+                complete = replace(complete, null_condition=null_condition)
+                write_json(store, MANIFEST_NAME, complete.to_json())
             return _report(store, config, complete, source, watch, reused=True)
     store.remove_temporaries()
     store.write("config.yaml", config_to_yaml(config).encode())
@@ -121,11 +124,11 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     save_refusals(store, source.refused, source.selection)
     refuse_bad_source(config, store, source)
     first_stage = ensure_first_stage(config, store, source, settings)
-    ensure_null_condition(config, store)
+    null_condition = ensure_null_condition(config, store)
     plan = _make_plan(config, store, source, settings, first_stage)
     _encode_missing(config, store, plan, source)
     store.remove_temporaries()  # of workers that died and were replaced
-    manifest = _finish(store, plan, source, first_stage)
+    manifest = _finish(store, plan, source, first_stage, null_condition)
     return _report(store, config, manifest, source, watch, reused=False)
 
 
@@ -232,7 +235,13 @@ def _sidecars(store: Store, plan: _Plan) -> list[ShardSidecar]:
     return sidecars
 
 
-def _finish(store: Store, plan: _Plan, source: SourceState, first_stage: FirstStage) -> Manifest:
+def _finish(
+    store: Store,
+    plan: _Plan,
+    source: SourceState,
+    first_stage: FirstStage,
+    null_condition: str | None,
+) -> Manifest:
     """Write the list of refused videos and dropped clips, then the manifest."""
     sidecars = _sidecars(store, plan)
     shards = [entry_of(sidecar) for sidecar in sidecars if sidecar.count]
@@ -257,6 +266,7 @@ def _finish(store: Store, plan: _Plan, source: SourceState, first_stage: FirstSt
         totals=_totals(sidecars, source),
         quarantined_by_stage=_counted(record.stage for record in refused),
         dropped_by_reason=_counted(clip.reason for clip in source.selection.dropped),
+        null_condition=null_condition,
     )
     write_json(store, MANIFEST_NAME, manifest.to_json())
     return manifest

@@ -98,9 +98,8 @@ def build_input(request: InputRequest) -> BuiltInput:
     if callable(tokens):
         tokens = drop(tokens(shown), keep)
     elif tokens is not None and corruption.target in ("tokens", "both"):
-        tokens = fused.corrupt(
-            tokens, key=key, sample_ids=ids, sigma_cond=sigma_cond, keep=keep.float()
-        )
+        level = sigma_cond if request.sigma_tokens is None else request.sigma_tokens.float()
+        tokens = fused.corrupt(tokens, key=key, sample_ids=ids, sigma_cond=level, keep=keep.float())
     elif tokens is not None:
         tokens = drop(tokens, keep)
     return BuiltInput(

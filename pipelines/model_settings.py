@@ -134,7 +134,7 @@ def noise_mistakes(
             f"train.condition_dropout is the probability of each of three cases for "
             f"{model.family} and must be at most 1/3, got {condition_dropout}; 0.05 is usual"
         )
-    if time_noise.preset == "none":
+    if time_noise.preset == "none" and time_noise.token_law() is None:
         return
     target = time_noise.law().target
     if model.family == "videocrafter1" and target != "tokens":

@@ -5,7 +5,7 @@ All are frozen and go to JSON and back unchanged. `docs/data_format.md` describe
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from cil.errors import DataError
 
@@ -28,10 +28,13 @@ class _Record:
     """JSON in and out for the frozen dataclasses below."""
 
     __slots__ = ()
+    _optional: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out where they are None, as in files that do not know them."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        raw = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {k: v for k, v in raw.items() if v is not None or k not in self._optional}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
@@ -41,8 +44,9 @@ class _Record:
             DataError: fields are missing or unknown.
         """
         names = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if set(raw) != names:
-            missing, extra = sorted(names - set(raw)), sorted(set(raw) - names)
+        if set(raw) | cls._optional != names:
+            missing = sorted(names - cls._optional - set(raw))
+            extra = sorted(set(raw) - names)
             raise DataError(
                 f"not a {cls.__name__}: {missing=}, {extra=}; it was written by another version"
             )
@@ -194,6 +198,7 @@ class ShardEntry(_Record):
 class Manifest(_Record):
     """A version of a data set: which shards, in which order, made how."""
 
+    _optional: ClassVar[frozenset[str]] = frozenset({"null_condition"})
     format_version: int
     fingerprint: str
     """Hash of the identity and of all shards: equal fingerprints mean equal bytes."""
@@ -213,6 +218,9 @@ class Manifest(_Record):
 
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     """Candidate clips that selection dropped, by reason."""
+
+    null_condition: str | None = None
+    """Hash of the file of the null condition; None without texts, and in older data sets."""
 
     def entries(self) -> list[ShardEntry]:
         """Return the shards as records."""

@@ -7,7 +7,6 @@ started, and converts DeepSpeed's part for another number of workers (a universa
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipelines.checkpoint_sums import check_sums
 from pipelines.checkpoint_writer import readable_bytes
 from pipelines.committed import SNAPSHOT
 from pipelines.config import child_environment
+from pipelines.dependent import dependent_command
 from pipelines.progress import console
 from pipelines.storage import write_atomic
 from pipelines.train_state import TrainState, read_state
@@ -193,7 +193,7 @@ def convert(checkpoint: Path, target: Path, *, zero_stage: int) -> Path:
         )
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command = dependent_command("deepspeed.checkpoint.ds_to_universal")
     command += ["--input_folder", str(source), "--output_folder", str(target / TAG)]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     if zero_stage < 3:

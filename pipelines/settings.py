@@ -194,6 +194,10 @@ class TrainConfig:
     condition_dropout: Fraction = 0.0
     """Probability, per clip, of training without the conditioning image. dynamicrafter and
     videocrafter1 drop the caption, image tokens, or both, each with this probability."""
+    conditioning_frame: Literal["first", "random"] = "first"
+    """Frame of a clip that the network is conditioned on in training: the first, or one drawn anew
+    for each clip and step. Data sets hold image tokens of the first frame only, so random needs a
+    model that sees none: no condition.image_encoder, or model.image_token_replacement 1."""
     log_every: Count = 10
     """Steps between reports to the driver; every step's loss is in a report."""
     checkpoint_every: Count = 100

@@ -2,12 +2,13 @@
 
 In: lines of the manifest. Out: mapped tar files, and where the members of each clip lie in them. A
 bounded number of shards is mapped at a time, the least recently used is let go; where members lie
-is kept for all, 64 bytes per clip. May be used by several threads.
+and a checksum of the key are kept for all, 68 bytes per clip. May be used by several threads.
 """
 
 import mmap
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,12 +42,23 @@ MEMBERS = (LATENTS_SUFFIX, CONDITION_SUFFIX, RECORD_SUFFIX, THUMBNAIL_SUFFIX)
 """Members of a clip, in the order in which `ShardFiles.members` lists them."""
 
 _REQUESTS = 16
+_HEADER_BYTES = 512
+_NAME_BYTES = 100
+"""A tar file has a header right before each member, and the header begins with its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenShard:
     content: mmap.mmap
     num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    places: npt.NDArray[np.int64]
+    """(clips, len(MEMBERS), 2): offset and size in the tar file, in bytes."""
+    keys: npt.NDArray[np.uint32]
+    """(clips,) CRC-32 of the keys."""
 
 
 class ShardFiles:
@@ -79,7 +91,7 @@ class ShardFiles:
         self._remembered = VerifiedFiles(folder / "verified.jsonl") if remember else None
         self._whole: dict[str, tuple[int, int]] = {}
         self._open: OrderedDict[str, _OpenShard] = OrderedDict()
-        self._members: dict[str, npt.NDArray[np.int64]] = {}
+        self._members: dict[str, _Index] = {}
         self._lock = threading.RLock()
 
     @property
@@ -101,18 +113,36 @@ class ShardFiles:
             self._open.move_to_end(entry.name)
             return shard.content
 
-    def members(self, entry: ShardEntry) -> npt.NDArray[np.int64]:
-        """Return where the members of a shard's clips lie.
+    def members(self, entry: ShardEntry, clip: int) -> dict[str, tuple[int, int]]:
+        """Return where the members of a clip lie; the tar file itself must say that they do.
+
+        Args:
+            entry: the shard.
+            clip: number of the clip in it.
 
         Returns:
-            (clips, len(MEMBERS), 2) int64: offset and size in the tar file, in bytes.
+            For each of `MEMBERS` its offset and size in the tar file, in bytes.
 
         Raises:
-            DataError: the sidecar is missing, damaged, or of another tar file.
+            ConfigError: the cache is too small.
+            DataError: the sidecar is missing, damaged, or of another tar file, or the shard is.
         """
+        content, index = self.content(entry), self._index(entry)
+        key = int(index.keys[clip])
+        found: dict[str, tuple[int, int]] = {}
+        for suffix, (offset, size) in zip(MEMBERS, index.places[clip].tolist(), strict=True):
+            start = max(offset - _HEADER_BYTES, 0)
+            name = content[start : start + _NAME_BYTES].partition(b"\0")[0]
+            own, _, ending = name.partition(b".")
+            if ending != suffix.encode() or zlib.crc32(own) != key:
+                raise self._misplaced(entry, clip, offset, suffix)
+            found[suffix] = offset, size
+        return found
+
+    def _index(self, entry: ShardEntry) -> _Index:
         with self._lock:
             if entry.name not in self._members:
-                self._members[entry.name] = self._read_members(entry)
+                self._members[entry.name] = self._read_index(entry)
             return self._members[entry.name]
 
     def keys(self, entry: ShardEntry) -> list[str]:
@@ -148,7 +178,7 @@ class ShardFiles:
         if all(self._store.own_file(tar_name(entry.name)) is not None for entry in entries):
             for entry in entries:
                 self.content(entry)
-                self.members(entry)
+                self._index(entry)
             return
         for entry in entries:
             self._check_room(entry)
@@ -246,6 +276,14 @@ class ShardFiles:
             f"{stated}; delete {self._store.url(sidecar_name(entry.name))} and run encode again"
         )
 
+    def _misplaced(self, entry: ShardEntry, clip: int, offset: int, suffix: str) -> DataError:
+        member = f"{self.keys(entry)[clip]}.{suffix}"
+        return DataError(
+            f"{self._store.url(sidecar_name(entry.name))} is damaged: it places {member} at byte "
+            f"{offset} of {tar_name(entry.name)}, where the tar file has something else; delete it "
+            "and run encode again"
+        )
+
     def _sidecar(self, entry: ShardEntry) -> ShardSidecar:
         sidecar = read_sidecar(self._store, entry.name)
         place = self._store.url(sidecar_name(entry.name))
@@ -261,7 +299,7 @@ class ShardFiles:
             )
         return sidecar
 
-    def _read_members(self, entry: ShardEntry) -> npt.NDArray[np.int64]:
+    def _read_index(self, entry: ShardEntry) -> _Index:
         sidecar = self._sidecar(entry)
         try:
             members = [[sidecar.members[key][suffix] for suffix in MEMBERS] for key in sidecar.keys]
@@ -274,4 +312,5 @@ class ShardFiles:
                 f"{self._store.url(sidecar_name(entry.name))} is damaged: it does not say where "
                 "in the tar file the clips are; delete it and run encode again"
             )
-        return places
+        keys = np.array([zlib.crc32(key.encode()) for key in sidecar.keys], dtype=np.uint32)
+        return _Index(places, keys)

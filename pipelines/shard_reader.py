@@ -22,7 +22,7 @@ from cil.models import FirstStage, load_first_stage
 from cil.models.null_condition import NullCondition
 from pipelines.null_condition import read_null_condition
 from pipelines.records import ClipRecord, Manifest, ShardEntry
-from pipelines.shard_files import MEMBERS, ShardFiles
+from pipelines.shard_files import ShardFiles
 from pipelines.shards import (
     CONDITION_SUFFIX,
     FIRST_STAGE_NAME,
@@ -100,8 +100,13 @@ class ShardReader:
         return load_first_stage(self._store.local_folder(FIRST_STAGE_NAME, self._cache))
 
     def null_condition(self) -> NullCondition | None:
-        """Return what stands for no caption and no image; None for a data set without texts."""
-        return read_null_condition(self._store, self._cache)
+        """Return what stands for no caption and no image; None for a data set without texts.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        stated = self.manifest.null_condition
+        return read_null_condition(self._store, self._cache, sha256=stated)
 
     def subset(self, indices: Sequence[int]) -> "ShardReader":
         """Return a reader of some of the clips, numbered anew in the order given.
@@ -169,8 +174,7 @@ class ShardReader:
             DataError: the shard differs from the manifest.
         """
         entry, inside = self._locate(index)
-        content, places = self._files.content(entry), self._files.members(entry)[inside].tolist()
-        at = dict(zip(MEMBERS, places, strict=True))
+        content, at = self._files.content(entry), self._files.members(entry, inside)
         offset, size = at[RECORD_SUFFIX]
         try:
             latents = tensor_views(content, *at[LATENTS_SUFFIX])
@@ -192,8 +196,7 @@ class ShardReader:
     def thumbnail(self, index: int) -> bytes:
         """Read the conditioning frame of a clip, as WebP."""
         entry, inside = self._locate(index)
-        place = self._files.members(entry)[inside][MEMBERS.index(THUMBNAIL_SUFFIX)]
-        offset, size = place.tolist()
+        offset, size = self._files.members(entry, inside)[THUMBNAIL_SUFFIX]
         return self._files.content(entry)[offset : offset + size]
 
     def _locate(self, index: int) -> tuple[ShardEntry, int]:

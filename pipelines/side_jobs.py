@@ -14,7 +14,12 @@ from typing import Any
 
 from cil.errors import CilError
 from pipelines import tracking
-from pipelines.best_checkpoint import BEST_FOLDER, best_record, keep_if_best
+from pipelines.best_checkpoint import (
+    BEST_FOLDER,
+    best_record,
+    keep_if_best,
+    set_aside_if_incomparable,
+)
 from pipelines.config import RunConfig
 from pipelines.dataset import TrainingData
 from pipelines.first_batch import FIRST_BATCH_FILE
@@ -24,7 +29,7 @@ from pipelines.progress import console
 from pipelines.runtime import check_resources
 from pipelines.side_launcher import JobFailedError, Launcher, RayLauncher
 from pipelines.staged_checkpoints import QUEUE, Staged, staged_checkpoints
-from pipelines.storage import read_json, remove_temporaries, write_json
+from pipelines.storage import read_json, remove_temporaries, set_aside, write_json
 from pipelines.validation import (
     METRICS_FILE,
     VALIDATION_FOLDER,
@@ -180,13 +185,23 @@ class SideJobs:
         if record is None:
             raise JobFailedError("it left no metrics")
         metric = self._config.train.best_metric
+        aside = set_aside_if_incomparable(self._folder, record)
+        if aside is not None:
+            console.print(
+                "validation: the settings of validation changed, so its numbers cannot be compared "
+                f"with those of the best checkpoint so far; that is {aside} now, and the search "
+                "for the best begins anew",
+                markup=False,
+            )
         best = keep_if_best(self._folder, staged.folder, record, metric=metric)
         staged.remove()
         self.note = validation_note(record) + (", best so far" if best else "")
         console.print(f"validation: {self.note}", markup=False)
         tracking.log_validation(uri, run_id, record, step_folder(self._folder, staged.step))
         history = read_history(self._folder, self._identity)
+        settings = record.get("settings")
         history = [row for row in history if row["step"] <= record["step"]]
+        history = [row for row in history if row.get("settings") == settings]
         collapse = motion_collapse(history, self._config.validate)
         if collapse is not None:
             self.collapses.append(collapse)
@@ -300,12 +315,8 @@ def _set_aside(train_folder: Path, identity: str) -> None:
     if other == identity:
         return
     shutil.rmtree(folder / QUEUE, ignore_errors=True)
-    for place in (folder, train_folder / BEST_FOLDER, train_folder / FIRST_BATCH_FILE):
-        if place.exists():
-            aside = place.with_name(f"{place.stem}-{other[:12]}{place.suffix}")
-            if aside.is_dir():
-                shutil.rmtree(aside)
-            place.replace(aside)
+    # the folder that says whose they are goes last: a killed command is made good by the next
+    set_aside([train_folder / BEST_FOLDER, train_folder / FIRST_BATCH_FILE, folder], other[:12])
 
 
 def validation_note(record: dict[str, Any]) -> str:

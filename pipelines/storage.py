@@ -7,10 +7,11 @@ file, which `remove_temporaries` clears at the next start.
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "read_json",
     "remove_temporaries",
     "replace_folder",
+    "set_aside",
     "sha256_of_file",
     "temporary_beside",
     "write_atomic",
@@ -55,6 +57,27 @@ def replace_folder(temporary: Path, path: Path) -> None:
     else:
         os.replace(temporary, path)
     _sync_folder(path.parent)
+
+
+def set_aside(places: Sequence[Path], label: str) -> list[Path]:
+    """Rename files and folders out of the way; nothing that was set aside before is touched.
+
+    Args:
+        places: of one folder; one that does not exist is left out.
+        label: stands behind the name; where it is taken, all get the first free number too.
+
+    Returns:
+        What they are called now, in their order.
+    """
+    found = [place for place in places if place.exists()]
+    for number in itertools.count(1):
+        ending = f"-{label}" if number == 1 else f"-{label}-{number}"
+        aside = [place.with_name(f"{place.stem}{ending}{place.suffix}") for place in found]
+        if not any(place.exists() for place in aside):
+            break
+    for place, target in zip(found, aside, strict=True):
+        place.replace(target)
+    return aside
 
 
 def write_atomic(path: Path, content: bytes) -> None:

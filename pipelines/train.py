@@ -214,9 +214,14 @@ def train_identity(config: RunConfig, manifest_fingerprint: str) -> str:
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             settings.pop(name)  # decide nothing then
     settings.pop("best_metric")
+    if config.train.conditioning_frame == "first":  # names of earlier runs stay
+        settings.pop("conditioning_frame")
     for name in _GUARDS:
         settings.pop(name)
     time_noise = asdict(config.time_noise)
+    for name in ("token_preset", "token_beta_m"):  # names of earlier runs stay
+        if time_noise[name] is None:
+            time_noise.pop(name)
     time_noise.pop("impl")  # the same noise: it differs as another device does, in the last bits
     return content_hash(
         {

@@ -16,7 +16,7 @@ from cil.analytic_init import AnalyticInit
 from cil.errors import DataError
 from cil.models import ImageToVideoModel
 from pipelines.checkpoint import EMA_FILE
-from pipelines.config import RunConfig, dataset_of
+from pipelines.config import RunConfig, content_hash, dataset_of
 from pipelines.dataset import TrainingData, open_training_data
 from pipelines.engine import choose_trainable
 from pipelines.model_folder import build_model
@@ -113,6 +113,7 @@ def validate(config: RunConfig, *, checkpoint: Path, identity: str, folder: Path
     record = {
         "format_version": _VERSION,
         "identity": identity,
+        "settings": _settings_hash(config),
         "step": step,
         "metrics": numbers,
         "n": {"loss": loss["clips"], "leak": leak.get("clips", 0), "videos": len(samples)},
@@ -131,6 +132,21 @@ def validate(config: RunConfig, *, checkpoint: Path, identity: str, folder: Path
     write_json(temporary / METRICS_FILE, record)
     replace_folder(temporary, folder)
     return record
+
+
+def _settings_hash(config: RunConfig) -> str:
+    """Hash what decides a validation's numbers beside the training; see `train_identity`."""
+    own = config.validate
+    return content_hash(
+        {
+            "num_clips": own.num_clips,
+            "num_bins": own.num_bins,
+            "num_videos": own.num_videos,
+            "num_steps": own.num_steps,
+            "start_time": config.sample.start_time,
+            "analytic_init": config.sample.analytic_init,
+        }
+    )
 
 
 def _trained_model(config: RunConfig, dataset: ShardReader, weights: Path) -> ImageToVideoModel:

@@ -17,8 +17,10 @@ from safetensors.torch import load as load_tensors
 
 from cil.errors import CilError, DataError
 from cil.models import load_first_stage
+from cil.models.null_condition import NULL_CONDITION_FILE
 from cil.moments import LatentMoments
 from pipelines.config import content_hash
+from pipelines.null_condition import read_null_condition
 from pipelines.progress import stage_progress
 from pipelines.records import ClipRecord, Manifest, ShardEntry, ShardSidecar
 from pipelines.report import RunReport, Stopwatch
@@ -122,6 +124,10 @@ def _manifest_faults(store: Store, manifest: Manifest, cache: Path) -> Iterator[
     for name in store.list("shards"):
         if name.endswith(".tar") and name not in listed:
             yield Fault(place=name, message="the manifest does not list it")
+    try:
+        read_null_condition(store, cache, sha256=manifest.null_condition)
+    except (DataError, OSError) as error:
+        yield Fault(place=NULL_CONDITION_FILE, message=str(error))
     try:
         first_stage = load_first_stage(store.local_folder(FIRST_STAGE_NAME, cache))
     except (DataError, OSError) as error:

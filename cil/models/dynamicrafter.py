@@ -55,7 +55,8 @@ def load(folder: Path, **options: Any) -> DynamiCrafterModel:
 
     Args:
         folder: what ``DynamiCrafterModel.save`` or ``cil import`` wrote; or the published file,
-            which gives no encoders, with any of its settings among the options, flat.
+            which gives no encoders and no null condition, with any of its settings among the
+            options, flat.
         **options: ``first_stage``, ``encoders``, ``text_encoder`` and ``null_condition`` in place
             of the folder's; ``weights`` False leaves the network on the meta device, for plans;
             fields of ``DynamiCrafterConfig`` in place of the folder's.

@@ -7,7 +7,8 @@
 Variance preserving, the cosine schedule with zero terminal SNR, v prediction. Conditioning latents
 are scaled as the clean ones; the network sees those of the first frame only. It is told the frame
 rate as it is, attends to the caption and to CLIP's token of the image's centre square. Guidance
-leads away from the negative prompt without the image token; the image's latents stay.
+leads away from the negative prompt without the image token; the image's latents stay. Training
+drops to the same, with the empty caption.
 """
 
 import copy
@@ -20,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cil.conditioning import drop, keep_mask
 from cil.errors import ConfigError, DataError
 from cil.losses import Network
 from cil.models.adapter import ModelAdapter
-from cil.models.base import ClipConditions, Condition, FirstStage, Guidance
+from cil.models.base import ClipConditions, Condition, FirstStage, Guidance, TrainingConditions
 from cil.models.diffusers_network import (
     NetworkKind,
     check_divides,
@@ -47,7 +49,9 @@ from cil.models.i2vgenxl_layers import (
 from cil.models.null_condition import NullCondition
 from cil.models.pretrained import part_of
 from cil.models.storage import write_json
+from cil.network_input import Counter
 from cil.parameterization import Parameterization
+from cil.shapes import append_dims
 
 __all__ = ["I2VGenXLConfig", "I2VGenXLModel", "build", "load"]
 
@@ -138,13 +142,43 @@ class I2VGenXLModel(ModelAdapter):
         without = replace(condition, image_embeds=torch.zeros_like(condition.image_embeds))
         return self._told(without, self.config.negative_prompt)
 
+    def training_conditions(
+        self,
+        clips: ClipConditions,
+        tokens: Tensor,
+        *,
+        uniform: Tensor,
+        dropout: float,
+        counter: Counter,
+    ) -> TrainingConditions:
+        """Drop the caption and the image token together, with probability ``dropout``.
+
+        A dropped caption is the empty one, a dropped token zero, as guidance has them; the image's
+        latents stay. Noise on tokens, if any, is added to dropped ones too.
+        """
+        if dropout > 0 and clips.text_embeds is not None:
+            keep, text = keep_mask(uniform, dropout), clips.text_embeds
+            text = torch.where(append_dims(keep, 3) > 0, text, self._text(None).to(text))
+            clips, tokens = replace(clips, text_embeds=text), drop(tokens, keep)
+        return TrainingConditions(clips=clips, tokens=tokens, dropout=0.0)
+
+    def _text(self, text: str | None) -> Tensor:
+        """Return the tokens of a text (L, D); those of the empty one are kept."""
+        if self._null_condition is not None and not text:
+            return self._null_condition.text_embeds
+        if not text:
+            return self._empty_text
+        tokens: Tensor = self._text_encoder.encode(text).tokens
+        return tokens
+
+    @cached_property
+    def _empty_text(self) -> Tensor:
+        tokens: Tensor = self._text_encoder.encode("").tokens
+        return tokens
+
     def _told(self, condition: Condition, text: str | None) -> Condition:
         latents = condition.conditioning_latents
-        if self._null_condition is not None and not text:
-            tokens = self._null_condition.text_embeds
-        else:
-            tokens = self._text_encoder.encode(text).tokens
-        tokens = tokens.to(latents.device)
+        tokens = self._text(text).to(latents.device)
         return replace(condition, text_embeds=tokens.expand(latents.shape[0], *tokens.shape))
 
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:

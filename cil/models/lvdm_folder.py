@@ -105,7 +105,16 @@ def load_lvdm(
     if folder.is_file():
         from cil.models.lvdm_file import load_lvdm_file
 
-        return load_lvdm_file(model, settings, folder, first_stage=first_stage, changes=changes)
+        return load_lvdm_file(
+            model,
+            settings,
+            folder,
+            first_stage=first_stage,
+            null_condition=null_condition,
+            folders=LVDMFolders(image_encoder=encoders, text_encoder=text_encoder),
+            weights=weights,
+            changes=changes,
+        )
     chosen = _settings(settings, folder, changes)
     with torch.device("meta"):
         network, projector = _modules(chosen)

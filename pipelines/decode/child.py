@@ -6,12 +6,10 @@ an answer is a header of eight bytes (sizes of JSON and payload), JSON, and raw 
 Run: `python -m pipelines.decode.child PARENT_PID MEMORY_BYTES`, by `DecoderProcess` alone.
 """
 
-import ctypes
 import hashlib
 import json
 import os
 import resource
-import signal
 import struct
 import sys
 import time
@@ -22,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pipelines.allocator import keep_freed_memory
 from pipelines.decode.errors import DecodeError
+from pipelines.dependent import die_with
 
 if TYPE_CHECKING:
     from pipelines.decode.clips import Trust
@@ -33,7 +32,6 @@ HEADER = struct.Struct("<II")
 
 _PROGRESS_INTERVAL_S = 0.5
 _CHUNK_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -62,7 +60,7 @@ class _Answers:
 def main() -> None:
     """Answer requests until stdin ends."""
     parent, memory = int(sys.argv[1]), int(sys.argv[2])
-    _die_with(parent)
+    die_with(parent)
     keep_freed_memory()
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=1 << 20)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -81,14 +79,6 @@ def main() -> None:
     answers.send({"kind": "ready"})
     for line in sys.stdin.buffer:
         _answer(json.loads(line), answers, trust)
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit("the parent died before its decoder started")
 
 
 def _limit_memory(num_bytes: int) -> None:

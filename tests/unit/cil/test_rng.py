@@ -128,6 +128,7 @@ def test_streams_are_numbered_for_ever():
         "PIXEL_NOISE": 14,
         "BATCH_ORDER": 15,
         "NETWORK_DROPOUT": 16,
+        "TOKEN_SIGMA": 17,
     }
 
 

@@ -223,3 +223,83 @@ def test_tokens_are_noised_only_where_the_target_says_so():
         noised = corruption.corrupt(latents, sigma_cond, torch.ones_like(latents))
         assert bool((tokens != 0).all()) == tokens_change
         assert bool((noised != 0).all()) == latents_change
+
+
+def test_tokens_have_their_own_level_where_it_is_asked_for():
+    """The law of the latents is left as it was."""
+    schedule = VPSchedule()
+    level, normal = torch.tensor([100, 500, 900]), torch.tensor([0.3, -1.0, 0.7])
+    given = (level, normal, level)
+    plain = TimeNoiseConfig(preset="mild", target="both", time_map="index").build(schedule)
+    assert torch.equal(plain.sigma_tokens(*given), plain.sigma_cond(*given))
+    larger = TimeNoiseConfig(
+        preset="mild", target="both", time_map="index", token_beta_m=20.0
+    ).build(schedule)
+    assert torch.equal(larger.sigma_cond(*given), plain.sigma_cond(*given))
+    torch.testing.assert_close(larger.sigma_tokens(*given), 4 * plain.sigma_cond(*given))
+    steeper = TimeNoiseConfig(
+        preset="mild",
+        target="both",
+        time_map="index",
+        token_preset="paper-videocrafter",
+        token_beta_m=3.0,
+    ).build(schedule)
+    expected = TimeNoise(3.0, mu_max=4.0).sigma_cond(level / 1000, normal)
+    torch.testing.assert_close(steeper.sigma_tokens(*given), expected)
+    assert torch.equal(steeper.sigma_cond(*given), plain.sigma_cond(*given))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"token_beta_m": 3.0}, "set time_noise.target to noise the image tokens"),
+        ({"token_preset": "mild", "target": "pixels"}, "set time_noise.target to noise"),
+        ({"token_beta_m": -3.0, "target": "both"}, "token_beta_m -3.0: .*beta_m must be > 0"),
+        ({"token_preset": "cdm", "token_beta_m": 3.0, "target": "both"}, "no meaning for preset"),
+    ],
+)
+def test_a_token_level_that_means_nothing_is_refused(given, said):
+    with pytest.raises(ConfigError, match=said):
+        TimeNoiseConfig(preset="mild", **{"target": None, **given})
+
+
+def test_a_token_level_of_its_own_is_drawn_for_itself():
+    """Two draws, as the released code has them; what was drawn before stays the same."""
+    schedule, ids = VPSchedule(), range(4000)
+    seen = []
+
+    def network(inputs):
+        seen.append(inputs)
+        return torch.zeros_like(inputs.noisy)
+
+    def run(**own):
+        config = TimeNoiseConfig(preset="paper-dynamicrafter", noise="scalar", **own)
+        corruption = config.build(schedule)
+        shared = {"schedule": schedule, "corruption": corruption}
+        draws = draw_training(
+            (1, 1, 1, 1), **shared, seed=3, sample_ids=ids, step=2, token_shape=(1, 40)
+        )
+        zero = torch.zeros(4000, 1, 1, 1, 1)
+        return draws, denoising_loss(
+            network,
+            zero,
+            zero,
+            parameterization=Parameterization.EPSILON,
+            draws=draws,
+            tokens=torch.zeros(4000, 1, 40),
+            **shared,
+        )
+
+    before, same = run(target="both")
+    after, own = run(target="both", token_preset="paper-dynamicrafter")
+    for name in ("level", "noise", "normal", "cond_noise", "token_noise", "dropout"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert torch.equal(own.sigma_cond, same.sigma_cond)
+
+    shared_level, own_level = (
+        seen[k].tokens[:, 0, 0] / before.token_noise[:, 0, 0] for k in range(2)
+    )
+    torch.testing.assert_close(shared_level, same.sigma_cond)
+    rank = TimeNoise(100.0).cdf(own_level, before.level / 1000)
+    assert float((rank - 0.5).abs().mean()) == pytest.approx(0.25, abs=0.01)
+    assert abs(float(torch.corrcoef(torch.stack([rank, before.normal]))[0, 1])) < 0.06

@@ -103,6 +103,19 @@ def test_tokens_are_noised_and_dropped_the_same(target, dropout):
     assert_same_training(EDM, Parameterization.EDM, tokens=tokens, target=target, dropout=dropout)
 
 
+def test_tokens_with_a_level_of_their_own_are_noised_the_same():
+    tokens = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(4))
+    own = {"target": "both", "token_beta_m": 40.0}
+    assert_same_training(EDM, Parameterization.EDM, tokens=tokens, **own)
+    ours, plain = (
+        losses(EDM, Parameterization.EDM, fused=True, tokens=tokens, **noise)[2]
+        for noise in (own, {"target": "both"})
+    )
+    assert torch.equal(ours.conditioning_latents, plain.conditioning_latents)
+    spread, narrower = ((of.tokens - tokens).std() for of in (ours, plain))
+    assert spread > 2 * narrower
+
+
 def test_tokens_made_from_the_noised_latents_are_the_same():
     assert_same_training(
         EDM, Parameterization.EDM, tokens=lambda latents: latents[:, 0].flatten(2), dropout=0.4

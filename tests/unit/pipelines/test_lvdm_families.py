@@ -1,5 +1,6 @@
 """dynamicrafter and videocrafter1 from videos to a trained step, a model folder and a video."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,15 +13,16 @@ from safetensors.torch import load_file, save_file
 
 import cil.models
 from cil.analytic_init import AnalyticInit
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from cil.generate import generate
 from cil.models.checkpoint_files import read_checkpoint, write_checkpoint
 from cil.models.condition_encoders import TextEncoder
 from cil.models.lvdm_import import original_lvdm
 from pipelines.__main__ import _main
 from pipelines.batches import BatchReader
+from pipelines.check_conditions import check_conditions
 from pipelines.config import validate_config
-from pipelines.dataset import open_dataset
+from pipelines.dataset import open_dataset, open_training_data
 from pipelines.dropout_seed import seeded_dropout
 from pipelines.engine import choose_trainable
 from pipelines.export import _write_original
@@ -29,6 +31,7 @@ from pipelines.model_folder import build_model, write_model
 from pipelines.pretrained_parts import model_identity, with_pretrained_parts
 from pipelines.shards import load_manifest, moments_of, read_moments
 from pipelines.train_step import TrainStep
+from pipelines.verify import verify
 
 PRESETS = {"dynamicrafter": "paper-dynamicrafter", "videocrafter1": "paper-videocrafter"}
 
@@ -110,12 +113,49 @@ def test_the_data_set_holds_what_the_family_needs(run):
 def test_an_older_data_set_gets_its_null_condition(run, run_encode):
     reader = open_dataset(run)
     path = Path(run.output.dir) / "dataset" / "null_condition.safetensors"
+    manifest = path.parent / "manifest.json"
     before = load_file(path)
+    stated = manifest.read_bytes()
     path.unlink()
-    assert reader.null_condition() is None
+    with pytest.raises(DataError, match=r"null_condition\.safetensors is missing; run encode"):
+        reader.null_condition()
+    raw = json.loads(stated)
+    assert raw.pop("null_condition")
+    manifest.write_text(json.dumps(raw))
+    assert open_dataset(run).null_condition() is None
     assert run_encode(run).reused
     after = load_file(path)
     assert {n: v.tolist() for n, v in after.items()} == {n: v.tolist() for n, v in before.items()}
+    assert manifest.read_bytes() == stated
+
+
+def test_a_null_condition_that_changed_is_found_and_restored(run, run_encode, tmp_path):
+    dataset = Path(run.output.dir) / "dataset"
+    path = dataset / "null_condition.safetensors"
+    before = path.read_bytes()
+    damaged = bytearray(before)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    sums = rf"its sha256 is {hashlib.sha256(damaged).hexdigest()}, the manifest states "
+    with pytest.raises(DataError, match=sums + hashlib.sha256(before).hexdigest()):
+        open_dataset(run).null_condition()
+    (fault,) = verify(str(dataset), tmp_path).outputs["faults"]
+    assert fault.startswith("null_condition.safetensors: ")
+    assert "its sha256 is" in fault
+    assert run_encode(run).reused
+    assert path.read_bytes() == before
+    assert verify(str(dataset), tmp_path).outputs["faults"] == []
+
+
+def test_a_random_conditioning_frame_needs_a_model_that_sees_no_tokens(run):
+    """The tokens of a data set are those of the first frame."""
+    random = replace(run, train=replace(run.train, conditioning_frame="random"))
+    with pytest.raises(ConfigError, match="image tokens of the first frame only"):
+        check_conditions(random, open_training_data(random))
+    check_conditions(run, open_training_data(run))
+    if run.model.family == "dynamicrafter":
+        noise = replace(random, model=replace(run.model, image_token_replacement=1.0))
+        check_conditions(noise, open_training_data(noise))
 
 
 def test_a_step_with_dropout_is_a_function_of_its_number(step_of):

@@ -1,6 +1,10 @@
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -151,7 +155,7 @@ def test_other_workers_are_announced_and_converted_for(
     assert made == tmp_path / ".universal.tmp"
     assert "the checkpoint of step 7 was written by 2 workers; converting it for 4" in said
     (command,) = commands
-    assert command[1:3] == ["-m", "deepspeed.checkpoint.ds_to_universal"]
+    assert "deepspeed.checkpoint.ds_to_universal" in command
     assert str(folder / "checkpoint_1" / "state") in command
     assert ("--inject_missing_state" in command) is (stage < 3)
 
@@ -162,6 +166,56 @@ def test_a_conversion_that_fails_says_why_and_leaves_nothing(tmp_path):
     with pytest.raises(StageError, match=r"DeepSpeed could not convert .*; go on with the number"):
         convert(folder / "checkpoint_1", tmp_path / "universal", zero_stage=2)
     assert not (tmp_path / "universal").exists()
+
+
+def test_a_conversion_dies_with_a_command_that_is_killed(tmp_path):
+    folder = write_run(tmp_path / "run", "checkpoint_1")
+    fake = tmp_path / "fakes" / "deepspeed" / "checkpoint" / "ds_to_universal.py"
+    fake.parent.mkdir(parents=True)
+    for package in fake.parents[:2]:
+        (package / "__init__.py").touch()
+    started = tmp_path / "started"
+    fake.write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(started)!r} + '.tmp').write_text(str(os.getpid()))\n"
+        f"os.rename({str(started)!r} + '.tmp', {str(started)!r})\n"
+        "time.sleep(60)\n"
+    )
+    code = (
+        "from pathlib import Path\n"
+        "from pipelines.resume import convert\n"
+        f"convert(Path({str(folder / 'checkpoint_1')!r}), Path({str(tmp_path / 'to')!r}), "
+        "zero_stage=2)"
+    )
+    paths = [str(tmp_path / "fakes"), str(Path(__file__).parents[3])]
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    )
+    try:
+        _wait_until(started.exists)
+    finally:
+        command.kill()
+        command.wait()
+    child = Path("/proc") / started.read_text()
+    try:
+        _wait_until(lambda: not child.exists() or "\nState:\tZ" in _status(child), seconds=10)
+    finally:
+        if child.exists():
+            os.kill(int(child.name), signal.SIGKILL)
+
+
+def _status(process):
+    try:
+        return (process / "status").read_text()
+    except OSError:
+        return "\nState:\tZ"
+
+
+def _wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 def test_a_conversion_needs_space(tmp_path, monkeypatch):

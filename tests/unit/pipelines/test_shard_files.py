@@ -156,6 +156,37 @@ def test_places_that_are_not_in_the_file_are_refused(small_shards, tmp_path, how
         ShardReader(tmp_path).clip(0)
 
 
+def exchanged(sidecar):
+    first, second = sidecar["keys"][:2]
+    members = sidecar["members"]
+    return {**sidecar, "members": {**members, first: members[second], second: members[first]}}
+
+
+def swapped_inside(sidecar):
+    first = sidecar["keys"][0]
+    own = sidecar["members"][first]
+    own = {
+        **own,
+        "latents.safetensors": own["cond.safetensors"],
+        "cond.safetensors": own["latents.safetensors"],
+    }
+    return {**sidecar, "members": {**sidecar["members"], first: own}}
+
+
+@pytest.mark.parametrize("change", [exchanged, swapped_inside])
+def test_places_of_another_member_are_refused(small_shards, tmp_path, change):
+    """All offsets are those of members; only the tar's own headers tell whose."""
+    small_shards.dataset(tmp_path)
+    path = tmp_path / sidecar_name("shard-000000")
+    path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
+    key = small_shards.clip(0).record.key
+    reader = ShardReader(tmp_path)
+    refused = rf"shard-000000\.json is damaged: it places {key}\..*shard-000000\.tar.*encode again"
+    with pytest.raises(DataError, match=refused):
+        reader.clip(0)
+    check_clips(reader, small_shards, [2, 3])
+
+
 def test_a_view_outlives_its_shard(small_shards, tmp_path):
     """What somebody still looks at stays in memory when its shard makes room."""
     small_shards.dataset(tmp_path, counts=(1,) * 6)

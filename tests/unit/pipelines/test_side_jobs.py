@@ -94,14 +94,15 @@ def stage(folder, tmp_path):
     return make
 
 
-def finish(jobs, folder, *, loss=1.0, identity=IDENTITY, motion=0.8, transfer=0.7):
+def finish(jobs, folder, *, loss=1.0, identity=IDENTITY, motion=0.8, transfer=0.7, settings="s"):
     """Let the running validation write its results and end."""
-    settings = jobs._launcher.started[-1]
-    place = step_folder(folder, settings["step"])
+    step = jobs._launcher.started[-1]["step"]
+    place = step_folder(folder, step)
     place.mkdir(parents=True)
     record = {
         "identity": identity,
-        "step": settings["step"],
+        "settings": settings,
+        "step": step,
         "metrics": {"val_loss": loss, "val_motion_ratio": motion, "val_motion_transfer": transfer},
         "videos": [{"motion_ratio": motion * (1 + 0.01 * k)} for k in range(6)],
         "motion_transfer_per_clip": [transfer * (1 + 0.01 * k) for k in range(6)],
@@ -322,6 +323,36 @@ def test_another_training_sets_results_aside(encoded_run, folder, stage, monkeyp
         "validation-aaaaaaaaaaaa",
     ]
     assert steps_waiting(folder) == []
+
+
+def test_what_was_set_aside_is_never_deleted(encoded_run, folder, monkeypatch):
+    """Settings that go to and fro: each training's results stay, under a number of their own."""
+    config = encoded_run.config
+    monkeypatch.setattr(side_jobs, "RayLauncher", lambda config: FakeLauncher())
+    for turn, letter in enumerate("abababa"):
+        start_side_jobs(config, folder, identity=letter * 64, run_id="run")
+        for name in ("best", "validation/step-000100"):
+            (folder / name).mkdir()
+            (folder / name / "turn").write_text(str(turn))
+        (folder / "first_batch.png").write_text(str(turn))
+    for letter, turns in (("a", (0, 2, 4)), ("b", (1, 3, 5))):
+        for number, turn in enumerate(turns, 1):
+            own = f"-{letter * 12}" + ("" if number == 1 else f"-{number}")
+            for name in (f"best{own}/turn", f"validation{own}/step-000100/turn"):
+                assert (folder / name).read_text() == str(turn)
+            assert (folder / f"first_batch{own}.png").read_text() == str(turn)
+
+
+def test_validations_of_other_settings_are_not_compared(jobs, stage, folder, capsys):
+    for step, loss, settings in ((100, 1.0, "few"), (200, 2.0, "many"), (300, 1.5, "many")):
+        stage(step)
+        jobs.poll()
+        finish(jobs, folder, loss=loss, settings=settings)
+    assert jobs.outputs()["best_is"]["step"] == 300
+    assert json.loads((folder / "best-step-000100" / "metrics.json").read_text())["step"] == 100
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("the search for the best begins anew") == 1
+    assert "the settings of validation changed" in said
 
 
 # -- the queue ------------------------------------------------------------------------------------

@@ -182,8 +182,8 @@ def test_micro_batches_make_one_update_and_one_loss(step_of):
 class OneClip:
     """A source whose clips are all the same one, with a wide posterior."""
 
-    def __init__(self, source, reader):
-        self._source, self._mean = source, reader.clip(0).mean
+    def __init__(self, source, reader, shift=0.0):
+        self._source, self._mean = source, reader.clip(0).mean + shift
 
     def batch(self, step):
         batch = self._source.batch(step)
@@ -203,9 +203,9 @@ def drawn_latents(step_of, reader, monkeypatch):
 
     monkeypatch.setattr(train_step, "denoising_loss", loss)
 
-    def take(step, **settings):
+    def take(step, shift=0.0, **settings):
         seen.clear()
-        run, _ = step_of(wrap=lambda source: OneClip(source, reader), **settings)
+        run, _ = step_of(wrap=lambda source: OneClip(source, reader, shift), **settings)
         run(step, learning_rate=0.0)
         return [torch.cat(parts) for parts in zip(*seen, strict=True)]
 
@@ -235,6 +235,31 @@ def test_latents_are_scaled_and_have_the_posteriors_moments(drawn_latents, reade
     assert conditioning.shape[1:] == (1, *clip.mean.shape[1:])
     noise = conditioning / tiny_model.conditioning_scale - clip.mean[:1]
     assert noise.std() == pytest.approx(1, abs=5 / noise.numel() ** 0.5)
+
+
+def test_the_conditioning_frame_is_drawn_for_each_clip_and_step(
+    step_of, drawn_latents, reader, tiny_model
+):
+    clip = reader.clip(0)
+    far = 1000.0 * torch.arange(len(clip.mean)).reshape(-1, 1, 1, 1)  # tells frames apart
+
+    def frames(step, **settings):
+        conditioning = drawn_latents(step, conditioning_frame="random", shift=far, **settings)[1]
+        number = (conditioning / tiny_model.conditioning_scale).mean((1, 2, 3, 4)) / 1000
+        return number.round().long().tolist()
+
+    seen = [frames(step) for step in range(16)]
+    assert seen[2] == frames(2, micro_batch_size=1)
+    assert seen[2] == [n for rank in range(2) for n in frames(2, rank=rank, world_size=2)]
+    assert any(len(set(step)) > 1 for step in seen), "a frame of its own for each clip"
+    counts = torch.bincount(torch.tensor(seen).flatten(), minlength=len(clip.mean))
+    assert (counts > 0).all()
+    expected = 64 / len(clip.mean)
+    assert float(((counts - expected) ** 2 / expected).sum()) < 30  # chi squared
+    clean, first = drawn_latents(0)
+    again, random = drawn_latents(0, conditioning_frame="random")
+    assert torch.equal(clean, again), "the video and its noise stay the same"
+    assert not torch.equal(first, random)
 
 
 def test_splitting_the_batch_changes_no_sample(drawn_latents):

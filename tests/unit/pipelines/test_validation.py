@@ -317,11 +317,12 @@ def test_the_history_is_that_of_one_training(validated):
     assert [row["step"] for row in read_history(train_folder, "i" * 64)] == [2, 12]
 
 
-def test_without_videos_the_rest_is_measured(config, checkpoint, tmp_path):
+def test_without_videos_the_rest_is_measured(config, checkpoint, tmp_path, validated):
     own = dataclasses.replace(config.validate, num_videos=0, num_clips=1)
     changed = dataclasses.replace(config, validate=own)
     record = validate(changed, checkpoint=checkpoint, identity="i", folder=tmp_path / "step")
     assert record["n"] == {"loss": 1, "leak": 0, "videos": 0}
+    assert record["settings"] != validated[1]["settings"]
     assert [path.name for path in (tmp_path / "step").iterdir()] == ["metrics.json"]
     assert "val_loss_error" not in record["metrics"]
 

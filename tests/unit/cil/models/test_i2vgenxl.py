@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_i2vgen_xl import I2VGenXLTransformerTemporalEnc
 import cil.models
 from cil.errors import ConfigError, DataError
 from cil.generate import generate
-from cil.losses import NetworkInputs
+from cil.losses import Counter, NetworkInputs
 from cil.models import ClipConditions, Guidance, ImageToVideoModel
 from cil.models.i2vgenxl_config import I2VGenXLConfig
 from cil.models.i2vgenxl_layers import image_latents
@@ -156,6 +156,25 @@ def test_guidance_keeps_the_latents_and_takes_token_and_caption_away(model, imag
     empty = model.clean_condition(image, num_clips=2)
     assert torch.equal(without.text_embeds, empty.text_embeds)
     assert not torch.equal(without.text_embeds, condition.text_embeds)
+
+
+def test_training_drops_to_what_guidance_leads_away_from(model, image):
+    """The pipeline's null condition, which `unconditional` is; the latents stay."""
+    told = model.clean_condition(image, num_clips=4, prompt="a red kite")
+    without = model.unconditional(told)
+    uniform = torch.tensor([0.05, 0.1, 0.0999, 0.9])
+    made = model.training_conditions(
+        told,
+        told.image_embeds,
+        uniform=uniform,
+        dropout=0.1,
+        counter=Counter(seed=0, sample_ids=torch.arange(4), step=0),
+    )
+    for row, dropped in enumerate((True, False, True, False)):
+        source = without if dropped else told
+        assert torch.equal(made.clips.text_embeds[row], source.text_embeds[row])
+        assert torch.equal(made.tokens[row], source.image_embeds[row])
+    assert made.dropout == 0, "the loss drops nothing more, so latents stay"
 
 
 def test_the_token_is_that_of_the_centre_square(model, image):

@@ -142,7 +142,8 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
     own, rest = _own_options(command, rest)
     if command == "validate":
         common.config = common.config or _own_config(rest)
-    config = _resolve(command, common, rest)
+    needs_parts = not (common.dry_run or getattr(own, "stage", None) == "train")
+    config = _resolve(command, common, rest, needs_parts=needs_parts)
     if common.dry_run:
         from pipelines.config import config_to_yaml
 
@@ -274,8 +275,14 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
     if common.config or not rest or rest[0].startswith("-"):
         raise ConfigError("give the sweep file first, without --config: cil sweep FILE [options]")
     options, settings = command.parse_options(rest[1:])
-    sweep = command.prepare(rest[0], options, lambda base: _overridden("sweep", base, settings))
+    sweep = command.prepare(
+        rest[0],
+        options,
+        lambda base: _overridden("sweep", base, settings),
+        needs_parts=not common.dry_run,
+    )
     if common.dry_run:
+        _note_missing(sweep.base)
         _print_json([command.show_sweep(sweep, options)], common)
         return 0
     report = command.run_sweep(sweep, options, debug=common.debug)
@@ -362,12 +369,32 @@ def _export(common: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _resolve(command: str, common: argparse.Namespace, rest: list[str]) -> "RunConfig":
-    """File, then overrides, then everything validated together."""
-    from pipelines.config import load_config
-    from pipelines.pretrained_parts import with_pretrained_parts
+def _resolve(
+    command: str, common: argparse.Namespace, rest: list[str], *, needs_parts: bool = True
+) -> "RunConfig":
+    """File, then overrides, then everything validated together.
 
-    return with_pretrained_parts(_overridden(command, load_config(common.config), rest))
+    What only looks at settings (``needs_parts`` False) goes on without published weights.
+    """
+    from pipelines.config import load_config
+    from pipelines.pretrained_parts import with_parts_if_there, with_pretrained_parts
+
+    config = _overridden(command, load_config(common.config), rest)
+    if needs_parts:
+        return with_pretrained_parts(config)
+    _note_missing(config)
+    return with_parts_if_there(config)
+
+
+def _note_missing(config: "RunConfig") -> None:
+    from pipelines.pretrained_parts import is_missing
+
+    if is_missing(config):
+        print(
+            f"note: model.pretrained {config.model.pretrained} is not there, so the first stage "
+            "and the encoders that a run would take from it are not named here",
+            file=sys.stderr,
+        )
 
 
 def _overridden(command: str, config: "RunConfig", rest: list[str]) -> "RunConfig":

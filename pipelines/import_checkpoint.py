@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cil.errors import ConfigError
+from pipelines.import_settings import typed_settings
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.storage import (
@@ -43,7 +44,7 @@ def run_command(words: Sequence[str], *, description: str) -> RunReport:
         description: what the command does, for its help.
 
     Raises:
-        ConfigError: --out holds something, or settings that do not fit.
+        ConfigError: --out holds something, or settings of another type or that do not fit.
         DataError: the checkpoint cannot be used.
     """
     from cil.models.lvdm_import import LVDM_SETTINGS
@@ -96,6 +97,7 @@ def import_checkpoint(
     from cil.models.lvdm_import import import_lvdm
 
     watch = Stopwatch()
+    settings = typed_settings(family, settings, source="--settings")
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"--out: {out} is not empty; choose a new folder")
     check_writable(out.parent, "--out")

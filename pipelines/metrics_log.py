@@ -21,6 +21,7 @@ from ray.train import UserCallback
 from cil.errors import CilError
 from pipelines import tracking
 from pipelines.progress import stage_progress
+from pipelines.termination import Terminated, was_terminated
 
 __all__ = [
     "MetricsLog",
@@ -75,8 +76,9 @@ class MetricsLog:
 class ProgressBoard:
     """The actor between the controller, who knows the progress, and the driver, who shows it."""
 
-    def __init__(self) -> None:
-        self._latest: tuple[int, str] = (0, "")
+    def __init__(self, done: int = 0) -> None:
+        """Begin with the steps that an earlier command has done."""
+        self._latest: tuple[int, str] = (done, "")
 
     def post(self, done: int, note: str) -> None:
         """Put up how far training is."""
@@ -230,6 +232,8 @@ def run_and_watch(
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
                 done, note = ray.get(board.read.remote(), timeout=10)
                 progress.update(done, f"{note}  [{more}]" if more else note)
+            if was_terminated():  # Ray may have made another error of it, which is passed over here
+                raise Terminated
     if errors:
         raise errors[0]
     return results[0]

@@ -8,18 +8,19 @@ the other bytes are sums, see `train_memory.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 from cil.errors import ConfigError
-from cil.models import ImageToVideoModel
+from cil.models import ImageToVideoModel, config_class
 from cil.models.first_stage import latent_layout
 from pipelines.activations import MeasuredNetwork, measure_network
 from pipelines.config import RunConfig, clip_buckets, dataset_of
 from pipelines.dataset import open_training_data
 from pipelines.engine import choose_trainable
 from pipelines.model_folder import new_model
+from pipelines.pretrained_parts import is_missing
 from pipelines.report import RunReport, Stopwatch
 from pipelines.selection.bucket import Bucket
 from pipelines.settings import TrainConfig
@@ -96,6 +97,12 @@ def plan_training(config: RunConfig, *, gpu_memory_gib: float | None = None) -> 
             "stage": "train",
             "workers": train.num_workers,
             "family": config.model.family,
+            "pretrained": config.model.pretrained,
+            "sizes_from": "published model"
+            if is_missing(config)
+            else "model.pretrained"
+            if config.model.pretrained
+            else "settings",
             "precision": train.precision,
             "buckets": list(clips.buckets),
             "measured_bucket": clips.largest.name,
@@ -171,6 +178,11 @@ def _clips(config: RunConfig) -> _Clips:
     channels, factor = stage.latent_channels, stage.patch_size
     if stage.path is not None:
         channels, factor = latent_layout(stage.path)
+    elif is_missing(config):
+        published: dict[str, Any] = {
+            item.name: item.default for item in fields(config_class(config.model.family))
+        }
+        channels, factor = published["latent_channels"], published["downsampling"]
     return _Clips(
         buckets=tuple(names),
         latent_channels=channels,
@@ -190,6 +202,8 @@ def _measure(config: RunConfig, clips: _Clips) -> MeasuredNetwork:
 
 
 def _model(config: RunConfig, clips: _Clips) -> ImageToVideoModel:
+    if is_missing(config):  # built anew, a family's network has the published sizes
+        config = replace(config, model=replace(config.model, pretrained=None))
     return new_model(
         config,
         clips.largest,

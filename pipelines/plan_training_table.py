@@ -45,6 +45,8 @@ def show_training_plan(report: RunReport) -> None:
         f"plan of training: {inputs['family']}, {metrics['parameters']:,.0f} parameters, "
         f"{metrics['parameters_trained']:,.0f} of them trained, {inputs['precision']}"
     )
+    if inputs["sizes_from"] == "published model":
+        _print(f"sizes of the published model; {inputs['pretrained']} is not there")
     known = steps["epochs"] is not None
     epochs = f", {steps['epochs']:g} epochs of {inputs['clips']:,} clips" if known else ""
     _print(

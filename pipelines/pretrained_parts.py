@@ -16,7 +16,7 @@ from pipelines.model_settings import FAMILIES_WITH_TEXT, LVDM_FAMILIES
 from pipelines.settings import ConditionConfig
 from pipelines.storage import hash_of_folder
 
-__all__ = ["model_identity", "with_pretrained_parts"]
+__all__ = ["is_missing", "model_identity", "with_parts_if_there", "with_pretrained_parts"]
 
 NETWORK_FOLDER = "unet"
 _NETWORKS = (NETWORK_FOLDER, "image_projector")
@@ -51,10 +51,7 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
         return config
     folder = Path(place)
     if not (folder / NETWORK_FOLDER).is_dir():
-        raise ConfigError(
-            f"model.pretrained must be a folder with {NETWORK_FOLDER}/, as diffusers writes a "
-            f"pipeline, got {place}; download it there"
-        )
+        raise ConfigError(_how_to_get(config.model.family, place))
     if config.model.family == "tiny":
         return config  # its first stage is the data set's, and it has no encoders
     first_stage, condition = config.first_stage, _of_family(config)
@@ -76,6 +73,36 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
                 "import the checkpoint with a tokenizer, or name condition.text_encoder"
             )
     return replace(config, first_stage=first_stage, condition=condition)
+
+
+def is_missing(config: RunConfig) -> bool:
+    """Tell whether `model.pretrained` names a place where nothing is."""
+    place = config.model.pretrained
+    return place is not None and not Path(place).exists()
+
+
+def with_parts_if_there(config: RunConfig) -> RunConfig:
+    """Name the parts as `with_pretrained_parts`, for what only looks at settings.
+
+    Where the folder of `model.pretrained` is missing, first stage and encoders stay unnamed; what
+    the encoders give is set as the family wants it.
+    """
+    if is_missing(config):
+        return replace(config, condition=_of_family(config))
+    return with_pretrained_parts(config)
+
+
+def _how_to_get(family: str, place: str) -> str:
+    if family not in LVDM_FAMILIES:
+        return (
+            f"model.pretrained must be a folder with {NETWORK_FOLDER}/, as diffusers writes a "
+            f"pipeline, got {place}; download it there"
+        )
+    return (
+        f"model.pretrained must be a model folder that cil import wrote, with {NETWORK_FOLDER}/, "
+        f"got {place}; make it of the published checkpoint: cil import {family} model.ckpt "
+        "--tokenizer FOLDER --out FOLDER"
+    )
 
 
 def _of_family(config: RunConfig) -> ConditionConfig:

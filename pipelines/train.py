@@ -30,7 +30,7 @@ from pipelines.pretrained_parts import model_identity
 from pipelines.progress import console
 from pipelines.records import Manifest
 from pipelines.report import RunReport, Stopwatch
-from pipelines.resume import KeepSnapshot, prepare_resume
+from pipelines.resume import KeepSnapshot, last_checkpoint, prepare_resume
 from pipelines.runtime import check_resources, ray_session, root_cause, worker_environment
 from pipelines.side_jobs import SideJobs, say_what_is_held_out, start_side_jobs
 from pipelines.staged_checkpoints import CheckpointKeeper
@@ -41,7 +41,7 @@ from pipelines.storage import (
     write_atomic,
     write_json,
 )
-from pipelines.train_state import TrainState
+from pipelines.train_state import TrainState, read_state
 from pipelines.train_worker import train_worker
 from pipelines.watch import LossWatch, WatchBoard, watching
 
@@ -280,7 +280,9 @@ def _fit(
         "train.num_workers",
         scale_up_s=config.cluster.scale_up_s,
     )
-    board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
+    last = last_checkpoint(run_folder)
+    done = 0 if last is None else read_state(last).num_steps
+    board = ray.remote(ProgressBoard).options(num_cpus=0).remote(done)
     watch = ray.remote(WatchBoard).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         train_worker,

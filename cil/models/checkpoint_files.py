@@ -202,7 +202,13 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds {type(loaded).__name__} and no tensors by name; give the weights, not "
             "another file of the training"
         )
-    foreign = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
+    unnamed = [repr(name) for name in loaded if not isinstance(name, str)]
+    if unnamed:
+        raise DataError(
+            f"{path} holds {len(unnamed)} entries whose names are no text ({_some(unnamed)}); give "
+            "the weights, not another file of the training"
+        )
+    foreign = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
     if foreign:
         raise DataError(
             f"{path} holds entries that are no tensors ({_some(foreign)}) and none of "
@@ -276,10 +282,16 @@ def _is_plain(name: str) -> bool:
 
 def _check_types(state: Mapping[str, Tensor], path: Path) -> None:
     """Refuse numbers that no network here computes with."""
+    sparse = [name for name, value in state.items() if value.layout != torch.strided]
+    if sparse:
+        raise DataError(
+            f"{path} holds {len(sparse)} sparse tensors ({_some(sparse)}), which are not "
+            "read here; have whoever wrote the file save them dense (tensor.to_dense())"
+        )
     wrong = {
         name: str(value.dtype).removeprefix("torch.")
         for name, value in state.items()
-        if value.layout != torch.strided or value.dtype not in (*_DTYPES, *_WHOLE_NUMBERS)
+        if value.dtype not in (*_DTYPES, *_WHOLE_NUMBERS)
     }
     if wrong:
         shown = _some([f"{name}: {dtype}" for name, dtype in wrong.items()])

@@ -127,7 +127,8 @@ def check_divides(folder: Path, config: Mapping[str, Any], name: str) -> None:
             "with"
         )
     each = given if isinstance(given, list) else [given] * len(channels)
-    wrong = len(each) != len(channels) or any(d < 1 for d in each)
+    numbers = all(type(value) is int for value in (*each, *channels))
+    wrong = not numbers or len(each) != len(channels) or any(d < 1 for d in each)
     if wrong or any(c % d for c, d in zip(channels, each, strict=True)):
         raise DataError(
             f"{path}: {name} {given} must divide block_out_channels {channels} level by level; "

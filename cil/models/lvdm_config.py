@@ -177,6 +177,15 @@ class LVDMSettings(ClipSizes):
                 f"the network is not one of the family {self.family}: {'; '.join(wrong)}; choose "
                 "the family of these weights"
             )
+        for name in ("height", "width"):
+            size, step = getattr(self, name), unet.downsampling
+            if size // self.downsampling % step:
+                raise ConfigError(
+                    f"model.{name} {size} makes latents of {size // self.downsampling} "
+                    f"({self.downsampling} pixels each), which must divide by {step} for the "
+                    f"{len(unet.channel_mult)} levels of the network; choose a multiple of "
+                    f"{self.downsampling * step}"
+                )
 
     def _check_projector(self) -> None:
         from cil.models.lvdm.resampler import Resampler

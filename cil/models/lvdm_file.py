@@ -20,7 +20,7 @@ from cil.models.lvdm.checkpoint import split_lvdm
 from cil.models.lvdm.vae import vae_from_ldm
 from cil.models.lvdm_config import LVDMSettings
 from cil.models.lvdm_folder import LVDMFolders, Model
-from cil.models.lvdm_import import check_schedule, with_rescale
+from cil.models.lvdm_import import check_schedule, refuse_other_family, with_rescale
 from cil.models.null_condition import NullCondition
 from cil.models.strict_loading import load_strict
 
@@ -55,7 +55,8 @@ def load_lvdm_file(
         DataError: the file is damaged, refused, or not of this family.
     """
     parts = split_lvdm(read_checkpoint(path), source=path)
-    config = settings.of(with_rescale(parts, changes))
+    refuse_other_family(settings.family, parts, path)
+    config = settings.of(with_rescale(parts, changes, path))
     check_schedule(parts, config, path)
     with torch.device("meta"):
         network, projector = LVDMUNet(config.unet), Resampler(**config.projector)

@@ -17,9 +17,17 @@ import torch
 from torch import Tensor
 
 from cil.errors import ConfigError, DataError
+from cil.models.checkpoint_damage import check_finite, check_sums_inside
 from cil.models.checkpoint_files import read_checkpoint
 from cil.models.lvdm import LVDMUNet, Resampler
-from cil.models.lvdm.checkpoint import LVDMParts, averaged_unet, join_lvdm, split_lvdm
+from cil.models.lvdm.checkpoint import (
+    LVDMParts,
+    averaged_unet,
+    join_lvdm,
+    prefixed,
+    split_lvdm,
+)
+from cil.models.lvdm.config import IMAGE_TOKENS_PER_FRAME
 from cil.models.lvdm.open_clip import HEADS
 from cil.models.lvdm.schedule_buffers import schedule_buffers
 from cil.models.lvdm_config import DynamiCrafterConfig, LVDMSettings, VideoCrafter1Config
@@ -33,6 +41,7 @@ __all__ = [
     "check_schedule",
     "import_lvdm",
     "original_lvdm",
+    "refuse_other_family",
     "with_rescale",
 ]
 
@@ -75,19 +84,23 @@ def import_lvdm(
     if family not in LVDM_SETTINGS:
         known = ", ".join(sorted(LVDM_SETTINGS))
         raise ConfigError(f"checkpoints of {family!r} are not imported; known: {known}")
+    _refuse_model_folder(Path(checkpoint))
     parts = split_lvdm(read_checkpoint(checkpoint), source=checkpoint)
+    refuse_other_family(family, parts, checkpoint)
     if parts.text and tokenizer is None:
         raise ConfigError(
             f"{checkpoint} holds a text encoder but no tokenizer; give --tokenizer, a folder with "
             "CLIP's, such as tokenizer/ of a published Stable Diffusion"
         )
-    config = LVDM_SETTINGS[family].of(with_rescale(parts, settings or {}))
+    config = LVDM_SETTINGS[family].of(with_rescale(parts, settings or {}, checkpoint))
     check_schedule(parts, config, checkpoint)
     unet = averaged_unet(parts) if averages else parts.unet
     with torch.device("meta"):
         modules = {"unet": LVDMUNet(config.unet), "projector": Resampler(**config.projector)}
     load_strict(modules["unet"], unet, source=checkpoint)
     load_strict(modules["projector"], parts.projector, source=checkpoint)
+    check_sums_inside(checkpoint)
+    _check_weights(parts.replace(unet=unet), checkpoint)
     _write_encoders(parts, folder, tokenizer=tokenizer, source=checkpoint, heads=heads)
     save_lvdm(
         folder,
@@ -147,11 +160,54 @@ def original_lvdm(folder: Path) -> dict[str, Tensor]:
     return join_lvdm(parts)
 
 
-def with_rescale(parts: LVDMParts, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the dynamic rescale of the file, unless another one was asked for."""
-    if "scale_arr" not in parts.schedule:
+def with_rescale(
+    parts: LVDMParts, settings: Mapping[str, Any], source: str | Path
+) -> dict[str, Any]:
+    """Take the dynamic rescale of the file, unless another one was asked for.
+
+    Raises:
+        DataError: the file's table of it is empty.
+    """
+    table = parts.schedule.get("scale_arr")
+    if table is None:
         return dict(settings)
-    return {"base_scale": round(float(parts.schedule["scale_arr"][-1]), 6), **settings}
+    if table.ndim != 1 or not table.numel():
+        raise DataError(
+            f"scale_arr in {source} must be a table of one number for each timestep, got the shape "
+            f"{tuple(table.shape)}; the file is damaged, download it again"
+        )
+    return {"base_scale": round(float(table[-1]), 6), **settings}
+
+
+def refuse_other_family(family: str, parts: LVDMParts, source: str | Path) -> None:
+    """Refuse a checkpoint of the other family, which has the same names.
+
+    Raises:
+        DataError: names the family, and the tensors that tell it.
+    """
+    first, last = parts.unet.get("input_blocks.0.0.weight"), parts.unet.get("out.2.weight")
+    if first is None or last is None or first.ndim != 4 or not last.ndim:
+        return  # not complete, which loading reports
+    latents, taken = last.shape[0], first.shape[1]
+    channels = {name: latents * (1 + it.concatenates) for name, it in LVDM_SETTINGS.items()}
+    seen = [name for name, count in channels.items() if count == taken and name != family]
+    if not seen or taken == channels[family]:
+        return
+    told = [
+        f"model.diffusion_model.input_blocks.0.0.weight takes {taken} channels, a {family} network "
+        f"{channels[family]}"
+    ]
+    queries = parts.projector.get("latents")
+    if queries is not None and queries.ndim == 3:
+        whose = "each frame" if LVDM_SETTINGS[family].tokens_per_frame else "all frames alike"
+        told.append(
+            f"image_proj_model.latents makes {queries.shape[1]} tokens, where {family} has "
+            f"{IMAGE_TOKENS_PER_FRAME} for {whose}"
+        )
+    raise DataError(
+        f"{source} is a checkpoint of {seen[0]}, not of {family}: {'; '.join(told)}. Name the "
+        f"family {seen[0]}"
+    )
 
 
 def check_schedule(parts: LVDMParts, config: LVDMSettings, source: str | Path) -> None:
@@ -171,6 +227,21 @@ def check_schedule(parts: LVDMParts, config: LVDMSettings, source: str | Path) -
                 f"{config.zero_terminal_snr}, base_scale {config.base_scale}); choose the family "
                 "of this checkpoint. DynamiCrafter of 256 pixels is not supported"
             )
+
+
+def _refuse_model_folder(path: Path) -> None:
+    for name in ("model.json", "model_index.json"):
+        if (path / name).is_file():
+            raise ConfigError(
+                f"{path} is a model folder already, not a published checkpoint; give it as "
+                f"model.pretrained as it is"
+            )
+
+
+def _check_weights(parts: LVDMParts, source: str | Path) -> None:
+    """Refuse weights that are no numbers; averages that are not taken, and tables, do not count."""
+    for part in ("unet", "projector", "first_stage", "text", "vision"):
+        check_finite(prefixed(part, getattr(parts, part)), source=source)
 
 
 def _made(config: LVDMSettings) -> dict[str, Tensor]:

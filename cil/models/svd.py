@@ -32,7 +32,7 @@ from cil.models.diffusers_network import (
 )
 from cil.models.first_stage import load_first_stage
 from cil.models.storage import write_json
-from cil.models.svd_config import SVDConfig
+from cil.models.svd_config import PUBLISHED_HEADS, SVDConfig
 from cil.models.svd_layers import SVD_LORA_TARGETS, svd_network_call, svd_temporal_parameters
 from cil.parameterization import Parameterization
 
@@ -151,7 +151,8 @@ def build(
         seed: of the weights; the global generator is left as it was.
         first_stage: the codec, needed to save the model; training does not need it.
         encoders: folder with image_encoder/ and feature_extractor/, needed to sample.
-        **config: fields of ``SVDConfig``, and arguments of the network as its config.json has them.
+        **config: fields of ``SVDConfig``, and arguments of the network as its config.json has them;
+            where nothing is given they are those of the published networks.
 
     Returns:
         The model, on the CPU, float32.
@@ -159,7 +160,7 @@ def build(
     Raises:
         ConfigError: unknown setting, value out of range, or a first stage that does not fit.
     """
-    settings = SVDConfig.of(config)
+    settings = SVDConfig.of(config, network={"num_attention_heads": PUBLISHED_HEADS})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = _KIND.new(settings.network)

@@ -6,7 +6,10 @@ from typing import Any
 from cil.models.clip_sizes import ClipSizes
 from cil.noise_schedule import EDMSchedule
 
-__all__ = ["SVDConfig"]
+__all__ = ["PUBLISHED_HEADS", "SVDConfig"]
+
+PUBLISHED_HEADS = (5, 10, 20, 20)
+"""Heads of each level of the published networks. All else of them is diffusers' default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 from cil.errors import ConfigError
 from pipelines import tracking
 from pipelines.config import RunConfig, dataset_of
-from pipelines.pretrained_parts import with_pretrained_parts
+from pipelines.pretrained_parts import with_parts_if_there, with_pretrained_parts
 from pipelines.sweep.sweep_file import SweepFile, with_overrides
 
 __all__ = ["SWEEP_FOLDER", "Arm", "ArmRun", "Difference", "Sweep", "plan_sweep"]
@@ -121,16 +121,18 @@ class Sweep:
         ]
 
 
-def plan_sweep(file: SweepFile, base: RunConfig) -> Sweep:
+def plan_sweep(file: SweepFile, base: RunConfig, *, needs_parts: bool = True) -> Sweep:
     """Make the configurations of all arms and refuse comparisons that are not fair.
 
     Args:
         file: the sweep file.
         base: its base, or that with the overrides of the command line.
+        needs_parts: whether published weights must be there.
 
     Raises:
         ConfigError: an arm has mistakes, or differs in what a fair comparison shares.
     """
+    resolve = with_pretrained_parts if needs_parts else with_parts_if_there
     problems: list[str] = []
     arms: list[Arm] = []
     seen: list[tuple[RunConfig, str]] = []
@@ -156,14 +158,17 @@ def plan_sweep(file: SweepFile, base: RunConfig) -> Sweep:
             Arm(
                 name=name,
                 differences=differences,
-                runs=tuple(_placed(base, name, config, differences, seed) for seed in seeds),
+                runs=tuple(
+                    replace(run, config=resolve(run.config))
+                    for run in (_placed(base, name, config, differences, seed) for seed in seeds)
+                ),
             )
         )
     if not file.allow_different:
         problems += [_unfair(file, arm) for arm in arms if arm.unfair]
     if problems:
         raise ConfigError("\nerror: ".join(problems))
-    return Sweep(name=file.name, file=file.path, base=with_pretrained_parts(base), arms=tuple(arms))
+    return Sweep(name=file.name, file=file.path, base=resolve(base), arms=tuple(arms))
 
 
 def _refuse_what_is_shared(name: str, base: RunConfig, config: RunConfig) -> None:
@@ -206,7 +211,7 @@ def _placed(
         read=replace(base.read, cache=cache),
         tracking=replace(base.tracking, uri=tracking.tracking_uri(base)),
     )
-    return ArmRun(arm=name, config=with_pretrained_parts(placed), shares_data=shares_data)
+    return ArmRun(arm=name, config=placed, shares_data=shares_data)
 
 
 def _differences(base: RunConfig, config: RunConfig) -> Iterator[Difference]:

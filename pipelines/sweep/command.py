@@ -58,19 +58,26 @@ def parse_options(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
     return options, rest
 
 
-def prepare(path: str, options: SweepOptions, override: Callable[[RunConfig], RunConfig]) -> Sweep:
+def prepare(
+    path: str,
+    options: SweepOptions,
+    override: Callable[[RunConfig], RunConfig],
+    *,
+    needs_parts: bool = True,
+) -> Sweep:
     """Read the sweep file and make all arms.
 
     Args:
         path: the sweep file.
         options: of the command.
         override: applies the settings of the command line to the base.
+        needs_parts: whether published weights must be there.
 
     Raises:
         ConfigError: anything in it is wrong, or an option names no arm that is run.
     """
     file = read_sweep_file(path)
-    sweep = plan_sweep(file, override(file.base))
+    sweep = plan_sweep(file, override(file.base), needs_parts=needs_parts)
     names = [arm.name for arm in sweep.arms]
     promoted = [] if options.promote is None else [options.promote]
     for option, name in [("--only", name) for name in options.only] + [

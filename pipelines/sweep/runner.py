@@ -18,6 +18,7 @@ from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.storage import commit, temporary_beside
 from pipelines.sweep.arms import ArmRun, Sweep
+from pipelines.termination import Terminated, was_terminated
 
 __all__ = ["Outcome", "StageFunctions", "real_stages", "run_arms"]
 
@@ -142,6 +143,8 @@ def _run_arm(
         done(stages.register(config, into_registry=into_registry, alias=None, tags=tags))
         done(stages.sample(config))
     except Exception as error:  # whatever it is, the other arms can still be compared
+        if was_terminated():  # Ray may have made another error of it; no arm is to be begun
+            raise Terminated from error
         if debug:
             traceback.print_exc()
         message = redact_uri(f"{type(error).__name__}: {error}")

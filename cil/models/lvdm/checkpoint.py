@@ -19,7 +19,7 @@ from torch import Tensor
 from cil.errors import DataError
 from cil.models.strict_loading import looks_like
 
-__all__ = ["LVDMParts", "averaged_unet", "join_lvdm", "split_lvdm"]
+__all__ = ["LVDMParts", "averaged_unet", "join_lvdm", "prefixed", "split_lvdm"]
 
 _PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -103,6 +103,12 @@ def split_lvdm(state: Mapping[str, Tensor], *, source: str | Path) -> LVDMParts:
         else:
             parts[part][own] = tensor
     absent = [_PREFIXES[part] for part in _REQUIRED if not parts[part]]
+    if not parts["unet"] and parts["averages"] and not unknown:
+        raise DataError(
+            f"{source} holds averages of the network's weights only ({_PREFIXES['averages']}*, no "
+            f"{_PREFIXES['unet']}*): they leave out what was not trained and cannot be used alone. "
+            "Give the whole checkpoint they belong to"
+        )
     if absent or unknown:
         kind = looks_like(list(state))
         said = [f"no tensor begins with {', '.join(absent)}"] if absent else []
@@ -113,7 +119,7 @@ def split_lvdm(state: Mapping[str, Tensor], *, source: str | Path) -> LVDMParts:
         raise DataError(
             f"{source} is not a whole checkpoint of DynamiCrafter or VideoCrafter1: "
             f"{'; '.join(said)}; its names are those of: {kind or 'no known kind'}. Give the file "
-            "that was published, or that join_lvdm made"
+            "that was published, or that cil export --layout original wrote"
         )
     return LVDMParts(**parts, order=tuple(state))
 
@@ -131,8 +137,8 @@ def join_lvdm(parts: LVDMParts) -> dict[str, Tensor]:
         DataError: ``parts.order`` and the names in the parts are not the same.
     """
     found = dict(parts.schedule)
-    for part, prefix in _PREFIXES.items():
-        found.update({prefix + own: value for own, value in getattr(parts, part).items()})
+    for part in _PREFIXES:
+        found.update(prefixed(part, getattr(parts, part)))
     if not parts.order:
         rest = [name for name in found if name not in _SCHEDULE]
         return {name: found[name] for name in (*(n for n in _SCHEDULE if n in found), *rest)}
@@ -165,6 +171,11 @@ def averaged_unet(parts: LVDMParts) -> dict[str, Tensor]:
         **parts.unet,
         **{shadows[k]: value for k, value in parts.averages.items() if k in shadows},
     }
+
+
+def prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a part, a field of `LVDMParts`, under the names of the whole file."""
+    return {_PREFIXES[part] + own: value for own, value in tensors.items()}
 
 
 def _place(name: str) -> tuple[str | None, str]:

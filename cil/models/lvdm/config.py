@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from cil.errors import ConfigError
 
-__all__ = ["IMAGE_TOKENS_PER_FRAME", "TEXT_TOKENS", "LVDMConfig"]
+__all__ = ["IMAGE_TOKENS_PER_FRAME", "PUBLISHED_NAMES", "TEXT_TOKENS", "LVDMConfig"]
 
 TEXT_TOKENS = 77
 """Tokens of CLIP's text encoder, which come first in the context."""
@@ -25,7 +25,17 @@ _ONLY = {
     "tempspatial_aware": False,
 }
 """Options that no published model sets otherwise."""
-_ANOTHER_NAME = {"use_image_attention": "image_cross_attention", "fps_cond": "fps_condition"}
+PUBLISHED_NAMES = {"use_image_attention": "image_cross_attention", "fps_cond": "fps_condition"}
+"""Other names of settings in published files, and ours."""
+_COUNTS = (
+    "in_channels",
+    "out_channels",
+    "model_channels",
+    "num_res_blocks",
+    "transformer_depth",
+    "context_dim",
+    "temporal_length",
+)
 _WITHOUT_MEANING = ("use_checkpoint", "use_fp16")
 
 
@@ -82,7 +92,7 @@ class LVDMConfig:
         taken: dict[str, Any] = {}
         known = {field.name for field in fields(cls)}
         for given, value in settings.items():
-            name = _ANOTHER_NAME.get(given, given)
+            name = PUBLISHED_NAMES.get(given, given)
             if name in _ONLY:
                 if value != _ONLY[name]:
                     raise ConfigError(
@@ -103,6 +113,7 @@ class LVDMConfig:
         Raises:
             ConfigError: the widths do not fit.
         """
+        self._check_ranges()
         if self.model_channels % 32:
             raise ConfigError(
                 f"unet: model_channels must be a multiple of 32, the groups of the norms, got "
@@ -115,6 +126,33 @@ class LVDMConfig:
             )
         if self.fs_condition and self.fps_condition:
             raise ConfigError("unet: fs_condition and fps_condition exclude each other, got both")
+
+    def _check_ranges(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"unet: {name} must be >= 1, got {value}")
+        for name in ("num_heads", "num_head_channels"):
+            value = getattr(self, name)
+            if value != -1 and value < 1:
+                raise ConfigError(f"unet: {name} must be >= 1, or -1 for the other, got {value}")
+        for name in ("channel_mult", "attention_resolutions"):
+            values = getattr(self, name)
+            if any(value < 1 for value in values):
+                raise ConfigError(f"unet: every number of {name} must be >= 1, got {list(values)}")
+        if not self.channel_mult or self.channel_mult[0] != 1:
+            raise ConfigError(
+                "unet: channel_mult must begin with 1, as the last layer has the width "
+                f"model_channels = {self.model_channels}, got {list(self.channel_mult)}; multiply "
+                "model_channels"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"unet: dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def downsampling(self) -> int:
+        """Side of the latents over that of the smallest level."""
+        return int(2 ** (len(self.channel_mult) - 1))
 
     def heads(self, channels: int) -> tuple[int, int]:
         """Return number and width of the heads of an attention over so many channels."""

@@ -1,9 +1,11 @@
 import json
 import math
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from cil.errors import DataError
 from pipelines import metrics_log
@@ -12,8 +14,10 @@ from pipelines.metrics_log import (
     ProgressBoard,
     ReportCallback,
     SessionRate,
+    run_and_watch,
     training_note,
 )
+from pipelines.termination import Terminated
 
 
 def row(step, loss=None):
@@ -97,6 +101,33 @@ def test_the_board_holds_the_latest_news():
     board.post(3, "loss 0.5")
     board.post(4, "loss 0.4")
     assert board.read() == (4, "loss 0.4")
+    assert ProgressBoard(3).read() == (3, ""), "what an earlier command has done"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_sigterm_that_ray_made_another_error_of_ends_the_waiting(monkeypatch, asked):
+    end = threading.Event()
+
+    def lost(*_, **__):
+        end.set() if not asked else None
+        raise ray.exceptions.RayError("returned a result with an exception set")
+
+    monkeypatch.setattr(metrics_log, "_POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(metrics_log, "was_terminated", lambda: asked)
+    monkeypatch.setattr(ray, "get", lost)
+    board = SimpleNamespace(read=SimpleNamespace(remote=lambda: None))
+
+    def watch():
+        return run_and_watch(lambda: end.wait(30), board, title="train: steps", total=8)
+
+    try:
+        if asked:
+            with pytest.raises(Terminated):
+                watch()
+        else:
+            assert watch() is True
+    finally:
+        end.set()
 
 
 class FakeBoard:

@@ -5,14 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from pipelines.__main__ import _main
+from pipelines.activations import MeasuredNetwork
 from pipelines.config import RunConfig, load_config, validate_config
 from pipelines.model_settings import ModelConfig
 from pipelines.plan_training import plan_training
 from pipelines.pretrained_parts import model_identity, with_pretrained_parts
+from pipelines.train_memory import NetworkSize
 
 CONFIGS = sorted(Path(__file__).parents[3].glob("configs/*.yaml"))
 PUBLISHED = [path for path in CONFIGS if "\n  pretrained: models/" in path.read_text()]
@@ -39,6 +42,33 @@ def test_it_resolves_with_a_folder_of_weights(path, toys, capsys):
     assert (resolved["condition"]["text_encoder"] is None) == (family == "svd")
     assert resolved["condition"]["text_layer"] == ("last" if family == "svd" else "penultimate")
     assert resolved["condition"]["image_crop"] == ("square" if family == "i2vgenxl" else "none")
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_dry_run_needs_no_folder(path, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert _main(["run", "--config", str(path), "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    resolved = yaml.safe_load(out)
+    assert resolved["model"]["pretrained"] in err
+    assert "is not there" in err
+    assert (resolved["first_stage"]["path"], resolved["condition"]["image_encoder"]) == (None, None)
+    assert resolved["condition"]["image_tokens"] in ("pooled", "hidden")
+    assert _main(["run", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    is_lvdm = resolved["model"]["family"] in ("dynamicrafter", "videocrafter1")
+    assert ("cil import" in said) == is_lvdm
+    assert ("diffusers" in said) != is_lvdm
+
+
+def test_a_dry_run_of_a_sweep_needs_no_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    base = next(path for path in PUBLISHED if path.stem == "svd-512")
+    arms = "arms: {a: {}, b: {time_noise.preset: none}}\n"
+    Path("sweep.yaml").write_text(f"base: {base}\nseeds: [0]\n{arms}")
+    assert _main(["sweep", "sweep.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().err.count("is not there") == 1
+    assert _main(["sweep", "sweep.yaml"]) == 2
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -86,3 +116,38 @@ def test_the_schedule_is_part_of_what_is_trained(toy_i2vgenxl, tmp_path):
     path = without_weights(toy_i2vgenxl, tmp_path / "three") / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "epsilon"}))
     assert identity(copy) != identity(tmp_path / "three")
+
+
+SIZES = {
+    "svd": 1_524_623_082,
+    "dynamicrafter": 1_438_854_980,
+    "videocrafter1": 1_438_843_460,
+    "i2vgenxl": None,  # published by no document at hand
+}
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_without_the_folder_a_plan_has_the_published_sizes(path, monkeypatch, capsys, tmp_path):
+    """The network is built in full, without values; its pass is not measured here."""
+    monkeypatch.chdir(tmp_path)
+
+    def measure(train, build, *, micro_batch_size, choose):
+        with torch.device("meta"):
+            model = build()
+        total = sum(each.numel() for each in model.network.parameters())
+        assert SIZES[model.family] in (total, None)
+        *_, rows, columns = model.config.latents_shape
+        assert (rows, columns) == (model.config.height // 8, model.config.width // 8)
+        return MeasuredNetwork(
+            size=NetworkSize(total=total, trained=total),
+            precision=train.precision,
+            micro_batch_size=micro_batch_size,
+            plain=2,
+            checkpointed=1,
+        )
+
+    monkeypatch.setattr("pipelines.plan_training.measure_network", measure)
+    words = ["--config", str(path), "--stage", "train", "--gpu-memory-gib", "80"]
+    assert _main(["plan", *words]) == 0
+    place = load_config(path).model.pretrained
+    assert f"sizes of the published model; {place} is not there" in capsys.readouterr().err

@@ -242,3 +242,81 @@ def test_a_plan_of_a_file_needs_no_weights(imported, toy_lvdm, family, tmp_path)
     given = settings_of(toy_lvdm[family])
     model = cil.models.load(family, tmp_path / "again.ckpt", weights=False, **given)
     assert {p.device.type for p in model.network.parameters()} == {"meta"}
+
+
+@pytest.fixture
+def refused(toy_lvdm, tmp_path):
+    """Import a changed checkpoint of dynamicrafter, and say what is wrong with it."""
+    toy = toy_lvdm["dynamicrafter"]
+
+    def use(change, *, family="dynamicrafter", of="dynamicrafter", damage=None):
+        path = tmp_path / "model.ckpt"
+        state = change({name: value.clone() for name, value in checkpoint_of_toy(of).items()})
+        torch.save({"state_dict": state}, path)
+        if damage is not None:
+            damage(path)
+        with pytest.raises(DataError) as error:
+            import_lvdm(
+                family,
+                path,
+                tmp_path / "model",
+                tokenizer=toy / "tokenizer",
+                settings=settings_of(toy_lvdm[family]),
+                heads=2,
+            )
+        assert not (tmp_path / "model").exists()
+        return str(error.value)
+
+    def checkpoint_of_toy(of):
+        return checkpoint_of(toy_lvdm[of], of)
+
+    return use
+
+
+def test_odd_files_are_one_message(refused):
+    said = refused(lambda state: {7: torch.ones(1), **state})
+    assert "holds 1 entries whose names are no text (7)" in said
+    said = refused(lambda state: {**state, "scale_arr": torch.ones(0)})
+    assert "scale_arr in " in said
+    assert "got the shape (0,)" in said
+    said = refused(lambda state: {**state, "betas": state["betas"].to_sparse()})
+    assert "holds 1 sparse tensors (betas)" in said
+    prefix = "model.diffusion_model."
+    only = "model_ema.diffusion_modelouts"
+    said = refused(
+        lambda state: (
+            {n: v for n, v in state.items() if not n.startswith(prefix)} | {only: torch.ones(1)}
+        )
+    )
+    assert f"holds averages of the network's weights only (model_ema.*, no {prefix}*)" in said
+    said = refused(lambda state: {n: v for n, v in state.items() if "image_proj" not in n})
+    assert "that cil export --layout original wrote" in said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_other_family_is_named(refused, family):
+    (of,) = set(FAMILIES) - {family}
+    said = refused(lambda state: state, family=family, of=of)
+    assert f"is a checkpoint of {of}, not of {family}: " in said
+    assert "model.diffusion_model.input_blocks.0.0.weight takes" in said
+    assert "image_proj_model.latents makes" in said
+
+
+def test_damage_is_found_before_anything_is_written(refused):
+    name = "model.diffusion_model.out.2.bias"
+    said = refused(lambda state: state | {name: torch.full_like(state[name], torch.nan)})
+    assert f"infinite or not a number: {name} has 4 of them in 4" in said
+    marked = torch.full((4,), 1234.5)
+
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[content.index(marked.numpy().tobytes())] ^= 1
+        path.write_bytes(content)
+
+    assert "damaged inside" in refused(lambda state: state | {name: marked}, damage=damage)
+
+
+def test_a_model_folder_is_no_checkpoint(toy_lvdm, tmp_path):
+    toy = toy_lvdm["dynamicrafter"]
+    with pytest.raises(ConfigError, match=r"is a model folder already.*model\.pretrained"):
+        import_lvdm("dynamicrafter", toy, tmp_path / "model")

@@ -182,6 +182,8 @@ def changed(folder, tmp_path, **changes):
         ({"num_attention_heads": None}, "cannot be seen in the weights"),
         ({"num_attention_heads": [3, 4]}, "must divide block_out_channels"),
         ({"num_attention_heads": [2, 4, 4]}, "must divide block_out_channels"),
+        ({"num_attention_heads": [2, "a"]}, "must divide block_out_channels"),
+        ({"block_out_channels": [32, "a"]}, "must divide block_out_channels"),
         ({"_class_name": "I2VGenXLUNet"}, "describes a 'I2VGenXLUNet'"),
         ({"block_out_channels": [32, 96]}, "does not fit UNetSpatioTemporalConditionModel"),
     ],

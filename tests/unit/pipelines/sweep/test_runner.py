@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from cil.errors import ConfigError, DataError, StageError
-from pipelines.sweep import command
+from pipelines.sweep import command, runner
 from pipelines.sweep.command import SweepOptions, prepare, run_sweep, show_sweep
 from pipelines.sweep.runner import run_arms
+from pipelines.termination import Terminated
 
 ARMS = {"naive": {"time_noise.preset": "none"}, "base": {}}
 STAGES = ("train", "estimate", "register", "sample")
@@ -85,6 +86,14 @@ def test_an_interrupt_is_no_failure_of_an_arm(make_sweep, noted):
     noted.fail[("train", "naive/seed-0")] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         go(make_sweep(ARMS), noted)
+
+
+def test_no_arm_is_begun_after_a_sigterm_that_came_as_another_error(make_sweep, noted, monkeypatch):
+    noted.fail[("train", "naive/seed-0")] = SystemError("returned a result with an exception set")
+    monkeypatch.setattr(runner, "was_terminated", lambda: True)
+    with pytest.raises(Terminated):
+        go(make_sweep(ARMS), noted)
+    assert ("train", "base/seed-0") not in noted.calls
 
 
 def test_without_the_shared_data_nothing_is_trained(make_sweep, noted):

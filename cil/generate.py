@@ -8,7 +8,7 @@ Analytic-Init Gaussian or from N(0, sigma_M^2 I). EDM models are sampled by Eule
 Karras' sigmas, VP models by DDIM.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from cil.parameterization import Denoiser
 from cil.rng import Stream, normal
 from cil.sampling import StepCallback, ddim, ddim_timesteps, euler, karras_sigmas
 
-__all__ = ["fit_image", "generate"]
+__all__ = ["fit_image", "generate", "generate_latents"]
 
 
 def fit_image(image: Any, height: int, width: int) -> Tensor:
@@ -62,7 +62,6 @@ def fit_image(image: Any, height: int, width: int) -> Tensor:
     return pixels[top : top + height, left : left + width].contiguous()
 
 
-@torch.no_grad()
 def generate(
     model: ImageToVideoModel,
     image: Any,
@@ -99,19 +98,71 @@ def generate(
         ConfigError: a setting is out of range.
         DataError: the image or the statistics do not fit the model.
     """
+    latents = generate_latents(
+        model,
+        image,
+        seed=seed,
+        sample_ids=range(num_videos),
+        start_time=start_time,
+        analytic_init=analytic_init,
+        num_steps=num_steps,
+        guidance=guidance,
+        prompt=prompt,
+        progress=progress,
+    )
+    with torch.no_grad():
+        return torch.stack([model.first_stage.decode(video) for video in latents])
+
+
+@torch.no_grad()
+def generate_latents(
+    model: ImageToVideoModel,
+    image: Any,
+    *,
+    seed: int,
+    sample_ids: Sequence[int],
+    start_time: float = 1.0,
+    analytic_init: AnalyticInit | None = None,
+    num_steps: int = 20,
+    guidance: Guidance | None = None,
+    prompt: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Sample as `generate` does, up to the first stage's decoder.
+
+    Args:
+        model: network, first stage and schedule.
+        image: as in `generate`.
+        seed: of the start noise.
+        sample_ids: B numbers that choose the noise within a seed; `generate` has 0, 1, ...
+        start_time: M in (0, 1].
+        analytic_init: as in `generate`.
+        num_steps: steps of the sampler, >= 1.
+        guidance: as in `generate`.
+        prompt: as in `generate`.
+        progress: called after each step with the number of steps done.
+
+    Returns:
+        (B, F, C, h, w) float32 on the CPU, unscaled, as the first stage decodes them; not finite
+        where the network's output is not.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        DataError: the image or the statistics do not fit the model.
+    """
     height, width = model.config.height, model.config.width
     level = model.schedule.start_level(start_time)
     noise = normal(
         model.latents_shape,
         seed=seed,
-        sample_ids=range(num_videos),
+        sample_ids=sample_ids,
         stream=Stream.INIT_NOISE,
         step=0,
     )
     latents = _first_latents(model, noise, level, analytic_init)
     device = next(model.network.parameters()).device
     picture = fit_image(image, height, width)
-    condition = model.clean_condition(picture, num_clips=num_videos, prompt=prompt)
+    condition = model.clean_condition(picture, num_clips=len(sample_ids), prompt=prompt)
     condition = condition.to(device)
     model.network.eval()
     latents = _sampled(
@@ -124,8 +175,7 @@ def generate(
         num_steps=num_steps,
         callback=lambda step, *_: progress(step + 1) if progress else None,
     )
-    unscaled = latents.cpu() / model.first_stage.scaling_factor
-    return torch.stack([model.first_stage.decode(video) for video in unscaled])
+    return latents.cpu() / model.first_stage.scaling_factor
 
 
 def _first_latents(

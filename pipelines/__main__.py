@@ -124,6 +124,8 @@ def _dispatch(command: str, common: argparse.Namespace, rest: list[str]) -> int:
         "export": _export,
         "import": _import,
         "sweep": _sweep,
+        "evaluate": _evaluate,
+        "leak": _leak,
     }
     if command in without_config:
         return without_config[command](common, rest)
@@ -255,6 +257,44 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
     promoted = command.promote_arm(sweep, options, report, debug=common.debug)
     _finish([report, *promoted], common)
     return int(report.metrics["failed"] > 0)
+
+
+def _evaluate(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.evaluate.command import run_command
+
+    return _on_arms("evaluate", run_command, common, rest)
+
+
+def _leak(common: argparse.Namespace, rest: list[str]) -> int:
+    from pipelines.leak.command import run_command
+
+    return _on_arms("leak", run_command, common, rest)
+
+
+def _on_arms(
+    command: str,
+    run_command: "Callable[..., RunReport]",
+    common: argparse.Namespace,
+    rest: list[str],
+) -> int:
+    """Run a command that takes arms, or the sweep that they are of."""
+    if {"-h", "--help"} & set(rest):
+        _resolve(command, common, ["--help"])
+    from pipelines.evaluate import options as arm_options
+
+    options, settings = arm_options.parse_options(rest, command=command)
+    base = arm_options.sweep_base(options, common.config)
+    if base is None:
+        config = _resolve(command, common, settings)
+    else:
+        config = _overridden(command, base, settings)
+    if common.dry_run:
+        from pipelines.config import config_to_yaml
+
+        print(config_to_yaml(config), end="")
+        return 0
+    _finish([run_command(config, options, debug=common.debug)], common)
+    return 0
 
 
 def _import(common: argparse.Namespace, rest: list[str]) -> int:

@@ -3,13 +3,15 @@
 __all__ = ["COMMANDS", "EXAMPLES", "HELP"]
 
 COMMANDS = {
-    "run": "all stages: encode, train, estimate, register, sample",
+    "run": "all stages: encode, train, estimate, register, evaluate, sample",
     "encode": "videos to latent shards (Ray Data)",
     "train": "fine-tune on the shards (Ray Train, DeepSpeed ZeRO)",
     "validate": "measure a checkpoint on held-out clips again, by hand",
     "sweep": "train several arms of a comparison alike, and report on them",
     "estimate": "Analytic-Init statistics of the shards (Ray Data)",
     "register": "log and register the model (MLflow)",
+    "evaluate": "measure models or folders of videos on held-out clips (Ray Data)",
+    "leak": "report how much models look at the image instead of the noisy video (Ray Data)",
     "sample": "videos from a registered model or a model folder",
     "import": "a published checkpoint to a model folder",
     "export": "a checkpoint of a training to a model folder, or to the published layout",
@@ -45,6 +47,8 @@ examples:
   cil import dynamicrafter model.ckpt --tokenizer clip --out build/dynamicrafter
   cil export --output.dir build/demo/run --out build/exported
   cil sweep configs/compare.yaml
+  cil evaluate --config configs/demo.yaml --evaluate.seeds-per-clip 4
+  cil leak --sweep configs/compare.yaml
   cil doctor
 
 A stage whose results are complete does nothing; a stage that was killed goes on where it stopped.
@@ -78,6 +82,21 @@ EXAMPLES = {
     ),
     "estimate": "cil estimate --config configs/demo.yaml",
     "register": "cil register --config configs/demo.yaml --tracking.uri http://127.0.0.1:5000",
+    "evaluate": (
+        "cil evaluate --config configs/demo.yaml --arm base=build/base/register/model --arm "
+        "tuned=models:/tiny-i2v@challenger; see docs/evaluation.md. Also: --arm NAME=PLACE, where "
+        "PLACE is a model folder, models:/NAME@ALIAS or videos:FOLDER, again for each arm; unset "
+        "takes the run's own model. --sweep FILE instead of --config, for the finished trainings "
+        "of a sweep; --out FOLDER, unset takes OUTPUT/evaluate"
+    ),
+    "leak": (
+        "cil leak --sweep configs/compare.yaml, or cil leak --config configs/demo.yaml --arm "
+        "base=build/base/register/model --arm tuned=build/run/register/model; see "
+        "docs/leak_report.md. The first arm is what the others are compared with. Also: --arm "
+        "NAME=PLACE, where PLACE is a model folder or models:/NAME@ALIAS, again for each arm; "
+        "unset takes the run's own model. --sweep FILE instead of --config, for the finished "
+        "trainings of a sweep; --out FOLDER, unset takes OUTPUT/leak"
+    ),
     "sample": (
         "cil sample --model build/demo/run/register/model --image photo.png --seed 3. "
         "Also: --analytic-init or --no-analytic-init, to start from the Analytic-Init Gaussian or "

@@ -22,6 +22,8 @@ from annotated_types import Ge, Lt
 from cil.errors import ConfigError
 from cil.time_noise import TimeNoiseConfig
 from pipelines.decode.config import DecodeConfig
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.leak.config import LeakConfig, leak_mistakes
 from pipelines.model_settings import ModelConfig, model_mistakes, noise_mistakes
 from pipelines.read_config import ReadConfig
 from pipelines.selection.bucket import Bucket
@@ -84,6 +86,10 @@ class RunConfig:
     """Fine-tuning."""
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     """Validation during training."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Evaluation of finished models."""
+    leak: LeakConfig = field(default_factory=LeakConfig)
+    """The leak report."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Sampling."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -126,6 +132,8 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
             f"first_stage.latent_channels must be < 3 * patch_size^2 = {3 * stage.patch_size**2}, "
             f"got {stage.latent_channels}"
         )
+    for mistake in leak_mistakes(config.leak):
+        yield f"leak.{mistake}"
     yield from model_mistakes(config.model)
     yield from noise_mistakes(config.model, config.time_noise, config.train.condition_dropout)
     yield from _train_checks(config.train)

@@ -16,10 +16,10 @@ from cil.errors import ConfigError, DataError
 from cil.generate import fit_image, generate
 from cil.models import load
 from cil.models.storage import read_json as read_object
-from pipelines import tracking
 from pipelines.config import RunConfig, config_to_yaml, content_hash
 from pipelines.dataset import open_dataset
 from pipelines.estimate import STATISTICS_FILE
+from pipelines.model_place import find_model_folder
 from pipelines.progress import console, stage_progress
 from pipelines.register import REGISTER_FOLDER, conditioning_image
 from pipelines.report import RunReport, Stopwatch
@@ -165,30 +165,10 @@ def run_command(arguments: SampleArguments) -> RunReport:
 
 
 def _model_folder(arguments: SampleArguments) -> Path:
-    if arguments.model.startswith(("models:/", "runs:/")):
-        config = RunConfig(
-            tracking=TrackingConfig(uri=arguments.tracking_uri), output=OutputConfig(dir=".")
-        )
-        if not tracking.has_store(config):
-            raise ConfigError(
-                f"{arguments.model} needs an MLflow store; give --tracking-uri, or set "
-                "MLFLOW_TRACKING_URI (a run prints its own at the end)"
-            )
-        tracking.check_tracking(config)
-        database = tracking.tracking_uri(config).partition("sqlite:///")[2]
-        if database and not Path(database).exists():
-            raise ConfigError(
-                f"tracking_uri: there is no MLflow database {database}; a run prints its own at "
-                "the end"
-            )
-        return tracking.download_model(arguments.model, tracking.tracking_uri(config))
-    folder = Path(arguments.model)
-    if not (folder / "model.json").exists():
-        raise ConfigError(
-            f"model must be models:/NAME@ALIAS or a model folder, got {arguments.model}; a run "
-            "leaves its model folder in OUTPUT/register/model"
-        )
-    return folder
+    config = RunConfig(
+        tracking=TrackingConfig(uri=arguments.tracking_uri), output=OutputConfig(dir=".")
+    )
+    return find_model_folder(arguments.model, config, needs_store=True)
 
 
 def _sample(

@@ -19,7 +19,7 @@ from pipelines.store import LocalStore, open_store
 
 __all__ = ["STAGES", "check_before_start", "hold_places", "run"]
 
-STAGES = ("encode", "train", "estimate", "register", "sample")
+STAGES = ("encode", "train", "estimate", "register", "evaluate", "sample")
 """In the order of `cil run`."""
 
 
@@ -115,6 +115,10 @@ def _run_stage(stage: str, config: RunConfig, session: ExitStack, *, debug: bool
         from pipelines import register
 
         return register.run(config)
+    if stage == "evaluate":
+        from pipelines import evaluate
+
+        return evaluate.run(config, session=session, debug=debug)
     from pipelines import sample
 
     return sample.run(config)

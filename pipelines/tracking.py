@@ -32,6 +32,7 @@ __all__ = [
     "download_model",
     "finish_run",
     "has_store",
+    "log_evaluation",
     "log_files",
     "log_rows",
     "log_validation",
@@ -338,6 +339,36 @@ def log_validation(uri: str, run_id: str, record: Mapping[str, Any], folder: Pat
         client.log_batch(run_id, metrics=metrics)
 
     return _sent(uri, send, f"validation of step {record['step']}")
+
+
+def log_evaluation(
+    uri: str, run_id: str, measures: Mapping[str, float], paths: Iterable[Path]
+) -> bool:
+    """Send the measures and files of an evaluation; never raises.
+
+    Args:
+        uri: tracking URI.
+        run_id: the training's run.
+        measures: by name; each becomes a metric ``eval_NAME``.
+        paths: files, which become artifacts in ``evaluation/``.
+
+    Returns:
+        Whether all of it is there now.
+    """
+
+    def send(client: Any) -> None:
+        import mlflow
+
+        now = int(time.time() * 1000)
+        for path in paths:
+            client.log_artifact(run_id, str(path), artifact_path="evaluation")
+        metrics = [
+            mlflow.entities.Metric(f"eval_{name}", float(value), now, 0)
+            for name, value in measures.items()
+        ]
+        client.log_batch(run_id, metrics=metrics)
+
+    return _sent(uri, send, "evaluation")
 
 
 def logged_validations(config: RunConfig, run_id: str) -> set[int]:

@@ -19,7 +19,16 @@ from pipelines.config import RunConfig
 from pipelines.dataset import TrainingData
 from pipelines.shard_reader import LatentClip, ShardReader
 
-__all__ = ["HeldOutClip", "choose_clips", "chunks", "drawn_latents", "sample_id"]
+__all__ = [
+    "ClipPlace",
+    "HeldOutClip",
+    "choose_clips",
+    "chunks",
+    "clips_in_order",
+    "drawn_latents",
+    "held_out_clip",
+    "sample_id",
+]
 
 _FIRST_SAMPLE_ID = 2**31
 """Above the places in a global batch, which are the sample ids of training."""
@@ -56,17 +65,35 @@ def choose_clips(data: TrainingData, count: int, *, bucket: str | None = None) -
     Raises:
         DataError: a shard is missing or damaged.
     """
+    readers = [reader for name, reader in sorted(data.held_out.items()) if bucket in (None, name)]
+    return [held_out_clip(place) for place in clips_in_order(readers)[:count]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipPlace:
+    """Where a clip is found."""
+
+    key: str
+    reader: ShardReader
+    index: int
+    """Number of the clip for the reader."""
+
+
+def clips_in_order(readers: Sequence[ShardReader]) -> list[ClipPlace]:
+    """List clips in the order of the hashes of their keys, which new videos do not change."""
     places = [
-        (hashlib.sha256(key.encode()).hexdigest(), reader, index)
-        for name, reader in sorted(data.held_out.items())
-        if bucket in (None, name)
+        ClipPlace(key=key, reader=reader, index=index)
+        for reader in readers
         for index, key in enumerate(reader.sample_keys())
     ]
-    chosen = sorted(places, key=lambda place: place[0])[:count]
-    return [
-        HeldOutClip(stored=reader.clip(index), image=_image(reader, index))
-        for _, reader, index in chosen
-    ]
+    return sorted(places, key=lambda place: hashlib.sha256(place.key.encode()).hexdigest())
+
+
+def held_out_clip(place: ClipPlace) -> HeldOutClip:
+    """Read a clip."""
+    return HeldOutClip(
+        stored=place.reader.clip(place.index), image=_image(place.reader, place.index)
+    )
 
 
 def _image(reader: ShardReader, index: int) -> npt.NDArray[np.uint8]:

@@ -8,14 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from cil.metrics.leakage import motion_transfer_ratio, probe_leakage
-from cil.models import Condition, ImageToVideoModel
-from cil.parameterization import Denoiser
-from cil.rng import Stream, normal
-from pipelines.clip_inputs import DrawnClips
+from cil.models import ImageToVideoModel
 from pipelines.config import RunConfig
+from pipelines.leak_probe import ClipProbe
 from pipelines.validation_clips import HeldOutClip, drawn_latents
 
 __all__ = ["LEAK_TIME", "TIMES", "leak_by_time"]
@@ -27,6 +23,12 @@ LEAK_TIME = 0.75
 
 _FIRST_STEP = 1_000_000
 """Of the counter: other noise than that of the loss."""
+_MEASURES = (
+    "motion_transfer_ratio",
+    "condition_dominance",
+    "frame_difference_ratio",
+    "one_step_mse",
+)
 
 
 @torch.no_grad()
@@ -51,32 +53,17 @@ def leak_by_time(
         the clip) and ``per_clip``, the motion transfer ratio of each clip, None where it is still.
     """
     latents = drawn_latents(clips, model, config, step=None, device=device)
-    ids = latents.sample_ids
-    make_denoiser = _Denoisers(model, latents, config)
+    clip_probe = ClipProbe(model, latents, seed=config.seed, batch_size=config.validate.batch_size)
     rows, result = [], {}
     for number, time in enumerate(TIMES):
-        level = model.schedule.level(torch.tensor([time], dtype=torch.float64)).float()
-        noise = normal(
-            latents.clean.shape[1:],
-            seed=config.seed,
-            sample_ids=ids,
-            stream=Stream.VIDEO_NOISE,
-            step=_FIRST_STEP + number,
-        )
-        probe = probe_leakage(
-            make_denoiser,
-            latents.clean,
-            latents.frame,
-            noise,
-            schedule=model.schedule,
-            level=level.to(device).expand(len(clips)),
-        )
-        measures = probe.measures()
-        rows.append({"time": time, "level": float(level), "n": len(clips), **measures})
+        probe = clip_probe.at(time, step=_FIRST_STEP + number)
+        found = probe.measures()
+        measures = {name: found[name] for name in _MEASURES}
+        level = clip_probe.level(time)
+        rows.append({"time": time, "level": level, "n": len(clips), **measures})
         if time == LEAK_TIME:
-            per_clip = motion_transfer_ratio(
-                probe.p, probe.p_static, probe.clean, probe.frame, per_clip=True
-            )
+            moved, motion = probe.sums()["motion_transfer_ratio"]
+            per_clip = moved / motion
             result = {
                 "val_motion_transfer": measures["motion_transfer_ratio"],
                 "val_condition_dominance": measures["condition_dominance"],
@@ -84,30 +71,3 @@ def leak_by_time(
                 "per_clip": [float(value) if value.isfinite() else None for value in per_clip],
             }
     return {**result, "by_time": rows, "clips": len(clips)}
-
-
-class _Denoisers:
-    """Makes denoisers for clips in an order; they take a few clips at a time."""
-
-    def __init__(self, model: ImageToVideoModel, latents: DrawnClips, config: RunConfig) -> None:
-        self._model, self._size = model, config.validate.batch_size
-        told = latents.clips
-        self._condition = Condition(
-            conditioning_latents=latents.conditioning.expand_as(latents.clean),
-            image_embeds=latents.tokens,
-            fps=told.fps,
-            motion_bucket_id=told.motion_bucket_id,
-            frame_stride=told.frame_stride,
-            text_embeds=told.text_embeds,
-            sigma_cond=torch.zeros_like(told.fps),
-        )
-
-    def __call__(self, order: Tensor) -> Denoiser:
-        def denoise(noisy: Tensor, level: Tensor) -> Tensor:
-            parts = [
-                self._model.denoise(noisy[place], level[place], self._condition.rows(order[place]))
-                for place in torch.split(torch.arange(len(order), device=order.device), self._size)
-            ]
-            return torch.cat(parts)
-
-        return denoise

@@ -54,6 +54,11 @@ def _sum(value: Tensor, per_clip: bool) -> Tensor:
     return value.flatten(1).sum(dim=1) if per_clip else value.sum()
 
 
+def _counts(value: Tensor) -> Tensor:
+    """Return the number of elements of each clip, (B,) float64."""
+    return value.new_full((len(value),), float(value[0].numel()))
+
+
 def motion_transfer_ratio(
     p: Tensor, p_static: Tensor, x0: Tensor, condition: Tensor, *, per_clip: bool = False
 ) -> Tensor:
@@ -167,18 +172,42 @@ class LeakageProbe:
     frame: Tensor
     """(B, 1, C, H, W) conditioning frame in that scale."""
 
-    def measures(self) -> dict[str, float]:
-        """Return motion transfer ratio, condition dominance, frame-difference ratio and error."""
+    def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what each measure is a ratio of, clip by clip.
+
+        A measure over any clips is the sum of their numerators over the sum of their denominators,
+        so clips can be measured apart, put together again, and resampled.
+
+        Returns:
+            Numerator and denominator by name of the measure, (B,) float64 each:
+            ``motion_transfer_ratio``, ``condition_dominance``, ``frame_difference_ratio``, and the
+            squared errors ``one_step_mse`` of the prediction and ``frame_zero_mse`` of its first
+            frame against the conditioning frame.
+        """
+        p, clean = self.p.double(), self.clean.double()
+        frame = self.frame.double()
+        motion = clean - frame
+        by_condition = (self.p_condition_swapped.double() - p).square()
+        by_video = (self.p_video_swapped.double() - p).square()
+        error, drift = (p - clean).square(), (p[:, :1] - frame).square()
+        dominance = _sum(by_condition, per_clip=True)
         return {
-            "motion_transfer_ratio": float(
-                motion_transfer_ratio(self.p, self.p_static, self.clean, self.frame)
+            "motion_transfer_ratio": (
+                _sum((p - self.p_static.double()) * motion, per_clip=True),
+                _sum(motion.square(), per_clip=True),
             ),
-            "condition_dominance": float(
-                condition_dominance(self.p, self.p_condition_swapped, self.p_video_swapped)
+            "condition_dominance": (dominance, dominance + _sum(by_video, per_clip=True)),
+            "frame_difference_ratio": (
+                _sum(p.diff(dim=1).square(), per_clip=True),
+                _sum(clean.diff(dim=1).square(), per_clip=True),
             ),
-            "frame_difference_ratio": float(frame_difference_ratio(self.p, self.clean)),
-            "one_step_mse": float((self.p.double() - self.clean.double()).square().mean()),
+            "one_step_mse": (_sum(error, per_clip=True), _counts(error)),
+            "frame_zero_mse": (_sum(drift, per_clip=True), _counts(drift)),
         }
+
+    def measures(self) -> dict[str, float]:
+        """Return each measure of `sums` over all clips, as one ratio of sums."""
+        return {name: float(top.sum() / bottom.sum()) for name, (top, bottom) in self.sums().items()}
 
 
 def probe_leakage(

@@ -12,6 +12,9 @@ The mean must not be read alone. Where a video falls apart, flow is large and me
 `MotionScore.consistent_share` says how many do; under 0.7, look at the video. `MotionScore.jump`
 is large where a still video changes once.
 
+Another method of flow can take the place of DIS (`cil.metrics.flow.FlowMethod`); never compare
+scores of two methods.
+
 OpenCV computes with as many threads as ``cv2.setNumThreads`` allows; that is the caller's to set,
 and the numbers do not depend on it.
 """
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cil.errors import DataError
+from cil.metrics.flow import SHORT_SIDE, DISFlow, FlowMethod, motion_frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,12 +43,12 @@ __all__ = [
     "motion_score",
 ]
 
-SHORT_SIDE = 256
-"""Short side of the frames that flow is measured on, in pixels."""
 STILL = 0.1
 """Flow of a still picture with camera noise, in px/frame: the least that a jump is compared to."""
 
-_MOST_ELONGATED = 16
+FASTEST_SHARE = 0.05
+"""Share of the pixels that count as fastest."""
+
 _TOLERANCE_SHARE = 0.01
 _TOLERANCE_PX2 = 0.5
 """Forwards f and backwards b agree where |f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5; Sundaram, Brox
@@ -61,6 +65,8 @@ class Transition:
     """Mean flow where pixels whose flow backwards does not bring them home count as 0."""
     consistent_share: float
     """Share of the pixels that come home, in [0, 1]."""
+    fastest: float = 0.0
+    """Mean flow of the fastest 5 % of the pixels; what `dynamic_degree` looks at."""
 
 
 NO_MOTION = Transition(magnitude=0.0, consistent=0.0, consistent_share=1.0)
@@ -118,49 +124,16 @@ class MotionScore:
         return max(*self.per_transition, STILL) / max(self.median, STILL)
 
 
-def motion_frame(frame: "Pixels") -> "Pixels":
-    """Return a frame as flow is measured on it.
-
-    Args:
-        frame: (H, W, 3) uint8 RGB.
-
-    Returns:
-        (256, W') or (H', 256) uint8 grey.
-
-    Raises:
-        DataError: not such a frame, or its sides differ by a factor above 16.
-    """
-    import cv2
-    import numpy as np
-
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
-        raise DataError(f"a frame must be (H, W, 3) uint8, got {frame.shape} {frame.dtype}")
-    rows, columns = frame.shape[:2]
-    short = min(rows, columns)
-    if max(rows, columns) > _MOST_ELONGATED * short:
-        raise DataError(
-            f"motion is measured up to an aspect ratio of {_MOST_ELONGATED}, got {columns} x "
-            f"{rows} pixels; crop the video"
-        )
-    grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
-    scale = SHORT_SIDE / short
-    size = (round(columns * scale), round(rows * scale))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized: Pixels = grey if scale == 1 else cv2.resize(grey, size, interpolation=method)
-    return resized
-
-
 class FlowMeter:
     """Measures transitions between grey frames of one size; for one thread at a time."""
 
-    def __init__(self) -> None:
-        import cv2
-
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    def __init__(self, method: FlowMethod | None = None) -> None:
+        """Take a method of flow; None is DIS."""
+        self.method: FlowMethod = DISFlow() if method is None else method
         self._grid: Any = None
 
     def between(self, early: "Pixels", late: "Pixels") -> Transition:
-        """Return the motion between two frames made by `motion_frame`.
+        """Return the motion between two frames made by the method's ``prepare``.
 
         Raises:
             DataError: their sizes differ.
@@ -172,10 +145,10 @@ class FlowMeter:
             raise DataError(f"frames of one video differ in size: {early.shape}, {late.shape}")
         if np.array_equal(early, late):
             return NO_MOTION
-        forwards = self._flow.calc(early, late, None)
-        backwards = self._flow.calc(late, early, None)
-        if self._grid is None or self._grid.shape[:2] != early.shape:
-            rows, columns = np.indices(early.shape, dtype=np.float32)
+        forwards = self.method.flow(early, late)
+        backwards = self.method.flow(late, early)
+        if self._grid is None or self._grid.shape[:2] != early.shape[:2]:
+            rows, columns = np.indices(early.shape[:2], dtype=np.float32)
             self._grid = np.stack([columns, rows], axis=-1)
         landing = self._grid + forwards
         home = cv2.remap(
@@ -189,6 +162,7 @@ class FlowMeter:
             magnitude=float(magnitude.mean(dtype=np.float64)),
             consistent=float((magnitude * agrees).mean(dtype=np.float64)),
             consistent_share=float(agrees.mean()),
+            fastest=_mean_of_fastest(magnitude),
         )
 
 
@@ -197,11 +171,22 @@ def _squared_length(flow: Any) -> Any:
     return columns * columns + rows * rows
 
 
-class MotionAccumulator:
-    """Scores a video that comes frame by frame; it holds one grey frame."""
+def _mean_of_fastest(magnitude: Any) -> float:
+    import numpy as np
 
-    def __init__(self) -> None:
-        self._meter = FlowMeter()
+    flat = magnitude.ravel()
+    kept = max(int(flat.size * FASTEST_SHARE), 1)
+    fastest = np.partition(flat, flat.size - kept)[flat.size - kept :]
+    # Sorted, so that the sum does not depend on how the partition left them.
+    return float(np.sort(fastest).mean(dtype=np.float64))
+
+
+class MotionAccumulator:
+    """Scores a video that comes frame by frame; it holds one frame."""
+
+    def __init__(self, method: FlowMethod | None = None) -> None:
+        """Take a method of flow; None is DIS."""
+        self._meter = FlowMeter(method)
         self._last: Pixels | None = None
         self._transitions: list[Transition] = []
 
@@ -211,10 +196,10 @@ class MotionAccumulator:
         Raises:
             DataError: not such a frame, or of another size than the one before.
         """
-        grey = motion_frame(frame)
+        ready = self._meter.method.prepare(frame)
         if self._last is not None:
-            self._transitions.append(self._meter.between(self._last, grey))
-        self._last = grey
+            self._transitions.append(self._meter.between(self._last, ready))
+        self._last = ready
 
     def score(self) -> MotionScore:
         """Return the score of all frames so far.
@@ -225,16 +210,19 @@ class MotionAccumulator:
         return MotionScore(transitions=tuple(self._transitions))
 
 
-def motion_score(frames: "Pixels | Sequence[Pixels]") -> MotionScore:
+def motion_score(
+    frames: "Pixels | Sequence[Pixels]", *, method: FlowMethod | None = None
+) -> MotionScore:
     """Return how much a video moves.
 
     Args:
         frames: (F, H, W, 3) uint8 RGB, F >= 2.
+        method: of flow; None is DIS.
 
     Raises:
         DataError: fewer than two frames, or frames of another kind.
     """
-    accumulator = MotionAccumulator()
+    accumulator = MotionAccumulator(method)
     for frame in frames:
         accumulator.add(frame)
     return accumulator.score()

@@ -20,8 +20,8 @@ __all__ = ["SWEEP_FOLDER", "Arm", "ArmRun", "Difference", "Sweep", "plan_sweep"]
 SWEEP_FOLDER = "sweep"
 _ARMS_FOLDER = "arms"
 
-_OF_THE_SWEEP = ("output", "tracking", "cluster", "read")
-"""Sections that are the same for all arms: places, MLflow, Ray."""
+_OF_THE_SWEEP = ("output", "tracking", "cluster", "read", "evaluate", "leak")
+"""Sections that are the same for all arms: places, MLflow, Ray, and how all are measured."""
 _OF_THE_DATA = (
     "data",
     "decode",

@@ -3,8 +3,6 @@
 In: the GIFs that validation and sampling wrote. Out: the same videos, small, as GIF data URIs.
 """
 
-import base64
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config import RunConfig
+from pipelines.pages.videos import gif_uri
 from pipelines.sample import SAMPLE_FOLDER
 from pipelines.sweep.results import Result
 from pipelines.train import TRAIN_FOLDER
 from pipelines.validation import step_folder
 from pipelines.validation_videos import read_pair
-from pipelines.video_io import read_gif, split_row, write_gif
+from pipelines.video_io import read_gif, split_row
 
 __all__ = ["GalleryRow", "gallery"]
 
@@ -113,20 +112,6 @@ def _row(
             shown.append(None)
             continue
         start, video, fps = pair
-        first = first or _data_uri(start, fps)
-        shown.append(_data_uri(video, fps))
+        first = first or gif_uri(start, fps=fps, side=_SIDE)
+        shown.append(gif_uri(video, fps=fps, side=_SIDE))
     return GalleryRow(title=title, first=first, arms=tuple(shown)) if first else None
-
-
-def _data_uri(video: _Video, fps: float) -> str:
-    import cv2
-
-    height, width = video.shape[1:3]
-    factor = min(1.0, _SIDE / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in video])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.gif"
-        write_gif(path, small, fps=fps)
-        content = path.read_bytes()
-    return f"data:image/gif;base64,{base64.b64encode(content).decode()}"

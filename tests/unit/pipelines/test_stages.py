@@ -50,8 +50,8 @@ def test_run_takes_all_stages_in_order_and_closes_the_session_at_the_end(config,
     assert [stage for stage, _ in ran[: len(stages.STAGES)]] == list(stages.STAGES)
     assert all(stage.endswith(" closed") for stage, _ in ran[len(stages.STAGES) :])
     shown = capsys.readouterr().err
-    assert "stage 1/5: encode" in shown
-    assert "stage 5/5: sample" in shown
+    assert "stage 1/6: encode" in shown
+    assert "stage 6/6: sample" in shown
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)

@@ -207,7 +207,9 @@ class LeakageProbe:
 
     def measures(self) -> dict[str, float]:
         """Return each measure of `sums` over all clips, as one ratio of sums."""
-        return {name: float(top.sum() / bottom.sum()) for name, (top, bottom) in self.sums().items()}
+        return {
+            name: float(top.sum() / bottom.sum()) for name, (top, bottom) in self.sums().items()
+        }
 
 
 def probe_leakage(

@@ -48,10 +48,14 @@ class EvaluateConfig:
     """TorchScript file of the I3D network for FVD, KVD and FVD-infinity; null leaves them out."""
     videomae: str | None = None
     """TorchScript file of a VideoMAE network, for the same distances in its features."""
+    features: str | None = None
+    """TorchScript file of any other network from videos to features, for the same distances."""
     c3d: str | None = None
     """TorchScript file of the C3D classifier for the Inception Score."""
     raft: str | None = None
     """TorchScript file of RAFT for a second motion score beside that of DIS."""
+    raft_pixels: Literal["0..255", "-1..1"] = "0..255"
+    """Pixels that the RAFT file takes: those of RAFT's own code, or of torchvision's."""
     clip: str | None = None
     """Folder of a CLIP vision model for image alignment and temporal consistency."""
     dino: str | None = None

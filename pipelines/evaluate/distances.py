@@ -23,10 +23,10 @@ from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.features import Features
 from pipelines.evaluate.units import REAL_ARM
 
-__all__ = ["set_measures"]
+__all__ = ["extractor_fields", "set_measures"]
 
-_OF_SETS = {"i3d": "fvd", "videomae": "videomae"}
-"""Names of the distances by the setting of their extractor."""
+_OF_SETS = ("i3d", "videomae", "features")
+"""Settings of the extractors of distances."""
 
 
 def set_measures(
@@ -34,10 +34,10 @@ def set_measures(
     features: Features,
     key: str,
     settings: EvaluateConfig,
-    hashes: Mapping[str, str],
+    extractors: Mapping[str, Mapping[str, str]],
     *,
     seed: int,
-    preprocessing: Mapping[str, str] | None = None,
+    absent: Mapping[str, str],
 ) -> dict[str, Measurement]:
     """Measure the distances and scores of one arm and setting.
 
@@ -46,26 +46,33 @@ def set_measures(
         features: of all arms and of the real clips.
         key: of the arm in ``features``.
         settings: of evaluation.
-        hashes: sha256 of the configured extractors.
+        extractors: ``sha256`` and ``preprocessing`` of those that are there.
         seed: of subsets and shuffles.
-        preprocessing: name of what frames go through, by extractor.
+        absent: why the others are not.
     """
-    named = preprocessing or {}
     found: dict[str, Measurement] = {}
     for extractor in _OF_SETS:
         names = _names(extractor)
-        if extractor not in hashes:
-            reason = f"evaluate.{extractor} is not set"
-            found |= {name: Measurement.missing(reason) for name in names}
+        if extractor not in extractors:
+            found |= {name: Measurement.missing(absent[extractor]) for name in names}
             continue
-        known: dict[str, Any] = {
-            "extractor_sha256": hashes[extractor],
-            "preprocessing": named.get(extractor),
-        }
+        known = extractor_fields(extractors[extractor])
         pairs = _pairs(rows, features, key, extractor)
-        found |= _distances(names, *pairs, known, seed)
-    found["inception_score"] = _inception(rows, features, key, settings, hashes, named, seed)
+        found |= _distances(names, *pairs, known=known, seed=seed)
+    if "c3d" in extractors:
+        scores, known = features[key]["c3d"], extractor_fields(extractors["c3d"])
+        found["inception_score"] = _inception(scores, settings, known, seed=seed)
+    else:
+        found["inception_score"] = Measurement.missing(absent["c3d"])
     return found
+
+
+def extractor_fields(extractor: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a measurement that say what it was extracted by."""
+    return {
+        "extractor_sha256": extractor["sha256"],
+        "preprocessing": extractor.get("preprocessing"),
+    }
 
 
 def _names(extractor: str) -> tuple[str, str, str]:
@@ -103,6 +110,7 @@ def _distances(
     real: npt.NDArray[Any],
     made: npt.NDArray[Any],
     warnings: tuple[str, ...],
+    *,
     known: dict[str, Any],
     seed: int,
 ) -> dict[str, Measurement]:
@@ -118,23 +126,14 @@ def _distances(
 
 
 def _inception(
-    rows: Sequence[Mapping[str, Any]],
-    features: Features,
-    key: str,
-    settings: EvaluateConfig,
-    hashes: Mapping[str, str],
-    named: Mapping[str, str],
-    seed: int,
+    scores: npt.NDArray[Any], settings: EvaluateConfig, known: dict[str, Any], *, seed: int
 ) -> Measurement:
-    if "c3d" not in hashes:
-        return Measurement.missing("evaluate.c3d is not set")
-    del rows
-    scores = features[key]["c3d"]
     finite = scores[np.isfinite(scores).all(axis=1)]
     taken = finite[: settings.inception_videos]
-    known = {"extractor_sha256": hashes["c3d"], "preprocessing": named.get("c3d")}
     measured = _or_missing(
-        lambda: measure_inception(taken, splits=settings.inception_splits, seed=seed, **known),
+        lambda: measure_inception(
+            taken, splits=settings.inception_splits, probabilities=True, seed=seed, **known
+        ),
         known,
     )
     if len(finite) < len(scores):

@@ -18,7 +18,13 @@ from pipelines.config import RunConfig, content_hash
 from pipelines.dataset import located, open_training_data
 from pipelines.evaluate.arms import Arm, check_model, check_names, located_arm
 from pipelines.evaluate.clip_set import EvaluationSet, freeze_images, open_set
-from pipelines.evaluate.extractors import extractor_hashes
+from pipelines.evaluate.extractors import (
+    EXTRACTORS,
+    check_lengths,
+    described_extractors,
+    extractor_hashes,
+    reasons_for_absence,
+)
 from pipelines.evaluate.features import write_features
 from pipelines.evaluate.summary import METRICS_FILE, summarise
 from pipelines.evaluate.units import Unit, plan_arm, plan_reference, read_finished
@@ -115,6 +121,7 @@ def evaluate_arms(
     settings = config.evaluate
     hashes = extractor_hashes(settings)
     chosen = open_set(config, folder)
+    check_lengths(hashes, chosen.size.num_frames)
     for arm in arms:
         check_model(arm, chosen)
         if arm.kind == "videos":
@@ -141,7 +148,7 @@ def evaluate_arms(
         folder=folder.absolute(),
         chosen=chosen,
         arms=tuple(located_arm(arm) for arm in arms),
-        identity=identity,
+        identity=content_hash([identity, str(folder.absolute())]),
     )
     done = _finish_units(reference, worker, session, "real clips", debug=debug)
     real = {row["clip_key"]: row for unit in reference for row in _rows(folder, unit)}
@@ -160,7 +167,8 @@ def evaluate_arms(
         settings,
         chosen=chosen,
         arms=arms,
-        extractor_hashes=hashes,
+        extractors=described_extractors(folder, hashes),
+        absent=reasons_for_absence(settings),
         seed=config.seed,
     )
     metrics["identity"] = identity
@@ -295,8 +303,8 @@ def _write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _located(config: RunConfig) -> RunConfig:
     """Return a configuration for workers, which are in another folder: no path is relative."""
-    from pipelines.evaluate.extractors import EXTRACTORS
-
     given = {name: getattr(config.evaluate, name) for name in EXTRACTORS}
-    absolute = {name: str(Path(place).absolute()) for name, place in given.items() if place}
+    absolute: dict[str, Any] = {
+        name: str(Path(place).absolute()) for name, place in given.items() if place
+    }
     return replace(located(config), evaluate=replace(config.evaluate, **absolute))

@@ -1,8 +1,8 @@
 """The features of all videos of an evaluation in one file, ``features.npz``.
 
-In: the files that the units left. Out: for the real clips and each arm and setting, one array (rows,
-D) per extractor, in the order of the rows of ``per_clip.parquet``; NaN for a video that is not
-finite. The name of an array is `feature_key` and the extractor, as ``tuned|0.94|1/i3d``.
+In: the files that the units left. Out: for the real clips and each arm and setting, one array
+(rows, D) per extractor, in the order of the rows of ``per_clip.parquet``; NaN for a video that is
+not finite. The name of an array is `feature_key` and the extractor, as ``tuned|0.94|1/i3d``.
 """
 
 import io

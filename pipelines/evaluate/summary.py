@@ -6,7 +6,7 @@ arm. Videos that are not finite or black are counted and in no mean; see docs/ev
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from pipelines.evaluate.arms import Arm
 from pipelines.evaluate.clip_measures import UNUSABLE
 from pipelines.evaluate.clip_set import EvaluationSet
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.distances import set_measures
+from pipelines.evaluate.distances import extractor_fields, set_measures
+from pipelines.evaluate.extractors import SCORES
 from pipelines.evaluate.features import Features, feature_key
 
 __all__ = ["METRICS_FILE", "setting_of", "summarise"]
@@ -73,7 +74,8 @@ def summarise(
     *,
     chosen: EvaluationSet,
     arms: Sequence[Arm],
-    extractor_hashes: Mapping[str, str],
+    extractors: Mapping[str, Mapping[str, str]],
+    absent: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
     """Take the rows of an evaluation together.
@@ -84,7 +86,8 @@ def summarise(
         settings: of evaluation.
         chosen: the clips.
         arms: in order; the first is what others are compared with.
-        extractor_hashes: of the extractors that are configured.
+        extractors: ``sha256`` and ``preprocessing`` of those that are there.
+        absent: why the others are not.
         seed: of resampling.
 
     Returns:
@@ -95,8 +98,8 @@ def summarise(
     for (arm, start_time, analytic_init), own in groups.items():
         key = feature_key(arm, start_time, analytic_init)
         measures = {
-            **_measures(own, settings, seed),
-            **set_measures(own, features, key, settings, extractor_hashes, seed=seed),
+            **_measures(own, settings, seed, extractors, absent),
+            **set_measures(own, features, key, settings, extractors, absent=absent, seed=seed),
         }
         results.append(
             {
@@ -124,7 +127,7 @@ def summarise(
             "clips": settings.clips,
         },
         "arms": {arm.name: {"kind": arm.kind, "sha256": arm.identity} for arm in arms},
-        "extractors": dict(extractor_hashes),
+        "extractors": {name: dict(each) for name, each in extractors.items()},
         "resampling": {
             "seed": seed,
             "samples": settings.bootstrap_samples,
@@ -162,7 +165,13 @@ def _by_setting(rows: Sequence[Row]) -> dict[tuple[str, float | None, bool | Non
     return groups
 
 
-def _measures(rows: Sequence[Row], settings: EvaluateConfig, seed: int) -> dict[str, Measurement]:
+def _measures(
+    rows: Sequence[Row],
+    settings: EvaluateConfig,
+    seed: int,
+    extractors: Mapping[str, Mapping[str, str]],
+    absent: Mapping[str, str],
+) -> dict[str, Measurement]:
     def measured(value: Callable[[Row], Any], *, real: bool = False) -> Measurement:
         return _mean_over_clips(rows, value, settings, seed, real=real)
 
@@ -171,8 +180,13 @@ def _measures(rows: Sequence[Row], settings: EvaluateConfig, seed: int) -> dict[
         found[name] = measured(gap, real=True)
     for name, column in _REAL.items():
         found[name] = measured(_column(column), real=True)
-    for column in _more_columns(rows[0]):
-        found[column] = measured(_column(column))
+    for extractor, columns in SCORES.items():
+        for column in columns:
+            if extractor in extractors:
+                known = extractor_fields(extractors[extractor])
+                found[column] = replace(measured(_column(column)), **known)
+            else:
+                found[column] = Measurement.missing(absent[extractor])
     found["motion_ratio"] = _ratio(rows, settings, seed)
     return found
 

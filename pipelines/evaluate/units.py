@@ -85,7 +85,7 @@ def plan_reference(
         made_of: what else decides the rows: first stage, extractors.
     """
     setting = Setting(start_time=None, analytic_init=None, num_steps=None)
-    return list(_units(REAL_ARM, setting, chosen, (), settings, made_of))
+    return list(_units(REAL_ARM, setting, chosen, seeds=(), settings=settings, made_of=made_of))
 
 
 def plan_arm(
@@ -108,9 +108,15 @@ def plan_arm(
         made_of: what else decides the rows: extractors.
     """
     made_of = {**made_of, "arm": arm.identity, "kind": arm.kind}
+
+    def of(setting: Setting) -> Iterator[Unit]:
+        return _units(
+            arm.name, setting, chosen, seeds=chosen.seeds, settings=settings, made_of=made_of
+        )
+
     if arm.kind == "videos":
         nothing = Setting(start_time=None, analytic_init=None, num_steps=None)
-        return list(_units(arm.name, nothing, chosen, chosen.seeds, settings, made_of))
+        return list(of(nothing))
     own = sampling_settings(arm.folder)
     pairs = itertools.product(
         start_times or (own["start_time"],), analytic_init or (own["analytic_init"],)
@@ -122,7 +128,7 @@ def plan_arm(
             analytic_init=bool(start_from_gaussian),
             num_steps=int(settings.num_steps or own["num_steps"]),
         )
-        units += _units(arm.name, setting, chosen, chosen.seeds, settings, made_of)
+        units += of(setting)
     return units
 
 
@@ -130,6 +136,7 @@ def _units(
     arm: str,
     setting: Setting,
     chosen: EvaluationSet,
+    *,
     seeds: tuple[int, ...],
     settings: EvaluateConfig,
     made_of: Mapping[str, Any],

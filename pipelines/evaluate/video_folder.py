@@ -2,7 +2,7 @@
 
 In: a folder with one video per clip and seed, named CLIPKEY.mp4 or CLIPKEY-s1.mp4 (mp4, gif or
 npz), or listed in ``manifest.csv`` by the columns file, clip_key or image, and seed. Out: frames
-(F, H, W, 3) of each, or that they are not finite. An npz has ``frames``: uint8, or numbers in [0, 1].
+(F, H, W, 3) of each, or that they are not finite. An npz has ``frames``: uint8, or floats in 0..1.
 """
 
 import csv

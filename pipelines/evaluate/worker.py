@@ -1,4 +1,4 @@
-"""The work of one evaluation worker: a unit in, its videos, features and rows in the folder. No Ray.
+"""The work of one evaluation worker: a unit in; its videos, features, rows in a folder. No Ray.
 
     real clips:  stored latents (or source frames) -> frames -> conditioning image, motion, features
     an arm:      conditioning image -> sampled or read video -> motion, alignment, features
@@ -98,7 +98,9 @@ class UnitWorker:
         self._places = clip_places(settings.config)
         self._device = torch.device("cuda" if settings.config.evaluate.use_gpu else "cpu")
         self._first_stage: FirstStage | None = None
-        self._extractors = FeatureExtractors(settings.config.evaluate, self._device)
+        self._extractors = FeatureExtractors(
+            settings.config.evaluate, settings.folder, device=self._device.type
+        )
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Work on one unit; returns its name."""
@@ -146,7 +148,8 @@ class UnitWorker:
             return source_frames(clip.record, self._settings.config)
         if self._first_stage is None:
             self._first_stage = place.reader.first_stage()
-        return np.asarray(self._first_stage.decode(clip.mean))
+        frames: Frames = np.asarray(self._first_stage.decode(clip.mean))
+        return frames
 
     def _arm(self, unit: Unit) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         chosen, arm = self._settings.chosen, self._arms[unit.arm]
@@ -170,7 +173,7 @@ class UnitWorker:
                     **known,
                     **motion_row(frames, fps=chosen.fps),
                     **alignment_row(image, frames),
-                    **self._extractors.scores(image, frames),
+                    **self._extractors.scores(image, frames, fps=chosen.fps),
                     "video": self._keep(frames, unit, f"{key}-s{seed}"),
                 },
                 self._extractors.features(frames),

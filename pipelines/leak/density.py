@@ -40,8 +40,11 @@ class NoiseDensity:
 
 @cache
 def schedule_of(folder: str, family: str) -> NoiseSchedule:
-    """Return the noise schedule of a model folder, without reading its weights."""
-    return load(family, folder, weights=False).schedule
+    """Return the noise schedule of a model folder, without reading large weights."""
+    options = (
+        {} if family == "tiny" else {"weights": False}
+    )  # which the tiny family cannot leave out
+    return load(family, folder, **options).schedule
 
 
 def noise_density(arm: LeakArm) -> NoiseDensity | None:

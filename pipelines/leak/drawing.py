@@ -1,4 +1,4 @@
-"""Drawing a `Plot`: SVG for light and dark pages, PNG for everything else; the same bytes each time."""
+"""Drawing a `Plot`: SVG for light and dark pages, PNG for all else; the same bytes each time."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What the verdict is decided by: each arm against its reference, measure by measure, with intervals.
+"""What the verdict is decided by: each arm against its reference, with intervals.
 
 In: a `ProbeTable`, a `SampleTable` and the arms. Out: `Contrast`s. Leak measures are means over the
 ranks of `DECISION_TIMES`; those of videos are at the largest start time without Analytic-Init.
@@ -73,7 +73,7 @@ class Evidence:
 
 
 def compared_start(samples: SampleTable | None) -> Start | None:
-    """Return the start that arms are compared at: the largest M, with unit noise if there is one."""
+    """Return where arms are compared: at the largest M, with unit noise if it is there."""
     if samples is None or not samples.values:
         return None
     starts = {start for _, start in samples.values}

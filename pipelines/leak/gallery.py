@@ -83,12 +83,16 @@ def video_rows(
         return max((float(error) for error in errors if error is not None), default=float("inf"))
 
     order = sorted(found, key=lambda index: (-worst(index), index))
-    shown = [_row(index, found[index], folder, arms, fps, worst(index)) for index in order[:most]]
+    shown = [
+        _row(index, by_arm=found[index], folder=folder, arms=arms, fps=fps, worst=worst(index))
+        for index in order[:most]
+    ]
     return shown, len(order) - len(shown)
 
 
 def _row(
     index: tuple[str, int],
+    *,
     by_arm: Mapping[str, Mapping[str, Any]],
     folder: Path,
     arms: Sequence[str],

@@ -1,8 +1,8 @@
 """How arms look in every plot and on the page: one colour and one mark each, on light and on dark.
 
 The colours are those of Okabe and Ito, which people with any colour vision tell apart, a little
-darker or lighter where a thin line needs it. Arms also differ in marks, and trainings of one arm with
-other seeds in their lines.
+darker or lighter where a thin line needs it. Arms also differ in marks, and trainings of one arm
+with other seeds in their lines.
 """
 
 from collections.abc import Sequence

@@ -64,7 +64,7 @@ def render_page(study: "Study", plots: Sequence[Plot], *, files: Mapping[str, st
         files=files,
         versions=versions(),
         times=DECISION_TIMES,
-        level=f"{100 * float(study.settings['level']):g} %",
+        level=f"{100 * float(study.settings['level']):g}%",
     )
 
 

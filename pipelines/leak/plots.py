@@ -1,4 +1,4 @@
-"""The plots of a leak report. In: points, tables and densities. Out: `Plot`s, which draw themselves.
+"""The plots of a leak report. In: points, tables, densities. Out: `Plot`s, which draw themselves.
 
 Each has a name, a title, a caption that says what it means and of how many clips it is, axes with
 units, and is drawn on light and dark paper; see `pipelines.leak.drawing`.
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plot", "plots_of"]
 
+_LEGEND_SIGNS = 62
+"""Width of a legend's line."""
 _RANK = "rank t of the noise level (share of training levels below)"
 _CURVES = (
     (
@@ -38,8 +40,8 @@ _CURVES = (
         "Condition dominance",
         "condition dominance (ratio)",
         "How much another image changes a prediction against another noisy video. 1: the image "
-        "decides alone. Lower is less leak, but a network that ignores the image is lowest: read it "
-        "with the error.",
+        "decides alone. Lower is less leak, but a network that ignores the image is lowest: read "
+        "it with the error.",
     ),
     (
         "one-step-error",
@@ -54,7 +56,7 @@ _CURVES = (
         "one_step_motion",
         "One-step motion",
         "optical flow, prediction / clip (ratio)",
-        "Motion of the decoded prediction over that of the clip. It is blind to direction: a motion "
+        "Motion of the decoded prediction over that of the clip. It is blind to direction: one "
         "learned by heart counts as motion, so this shows the effect and does not prove it.",
     ),
     (
@@ -145,7 +147,8 @@ def _curve(
             axes.plot(x, [p.estimate.value for p in line], **style, label=short(arm))
             _band(axes, x, line, style["color"])
         axes.set_xlim(0, 1)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        if all((point.estimate.low or 0.0) >= 0 for point in own):
+            axes.set_ylim(bottom=0)
         axes.set_xlabel(_RANK)
         axes.set_ylabel(unit)
         _legend(figure, axes)
@@ -160,12 +163,11 @@ def _scatter(samples: SampleTable, start: Start, looks: Mapping[str, ArmLook]) -
         for arm in arms
         for name in ("motion", "motion_real")
     )
-    columns = min(len(arms), 3)
-    rows = -(-len(arms) // columns)
+    columns, rows = _layout(len(arms))
 
     def draw(figure: "Figure", theme: Theme) -> None:
         figure.set_size_inches(2.6 * max(columns, 2), 2.7 * rows + 0.3)
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        grid = figure.subplots(rows, columns, squeeze=False)
         places = list(grid.flat)
         for axes in places[len(arms) :]:
             axes.set_visible(False)
@@ -194,7 +196,7 @@ def _scatter(samples: SampleTable, start: Start, looks: Mapping[str, ArmLook]) -
         "the video moves as much as the clip. Nothing tells a network how much that is, so a wide "
         "cloud is no fault; a cloud below the line is lost motion.",
         n=len(samples.keys),
-        wide=True,
+        wide=columns > 2,
         draw=draw,
     )
 
@@ -217,7 +219,8 @@ def _error_by_start(points: Sequence[Point], looks: Mapping[str, ArmLook], n: in
                 if gaussian:
                     shown["markerfacecolor"] = theme.paper
                 axes.plot(x, [p.estimate.value for p in line], **shown, label=label)
-                _band(axes, x, line, style["color"])
+                if not gaussian:  # two bands over each other cannot be read; the table has both
+                    _band(axes, x, line, style["color"])
         axes.set_ylim(bottom=0)
         axes.invert_xaxis()
         axes.set_xlabel("start time M (share of the diffusion time)")
@@ -228,8 +231,8 @@ def _error_by_start(points: Sequence[Point], looks: Mapping[str, ArmLook], n: in
         name="motion-error-by-start",
         title="Motion error against the start time",
         caption="Mean distance of a video's motion from that of its clip. Solid: from noise of the "
-        "start's size alone; dashed: from the Analytic-Init Gaussian. A smaller M is a motion knob: "
-        "more motion there is no evidence that the leak is gone.",
+        "start's size alone; dashed: from the Analytic-Init Gaussian. A smaller M is a motion "
+        "knob: more motion there is no evidence that the leak is gone.",
         n=n,
         wide=False,
         draw=draw,
@@ -286,8 +289,7 @@ def _plane(
 
 def _densities(densities: Mapping[str, NoiseDensity], looks: Mapping[str, ArmLook]) -> Plot:
     lines = (":", "--", "-")
-    columns = min(len(densities), 3)
-    rows = -(-len(densities) // columns)
+    columns, rows = _layout(len(densities))
 
     def draw(figure: "Figure", theme: Theme) -> None:
         figure.set_size_inches(2.6 * max(columns, 2), 2.3 * rows + 0.6)
@@ -314,12 +316,18 @@ def _densities(densities: Mapping[str, NoiseDensity], looks: Mapping[str, ArmLoo
     return Plot(
         name="noise-density",
         title="Noise on the condition in training",
-        caption="How much noise the image had in training, at three ranks t, by the formula of each "
-        "arm; a line straight up is one single value. It says what was done, not what it did.",
+        caption="How much noise the image had in training, at three ranks t, by the formula of "
+        "each arm; a line straight up is one single value. It says what was done, not what it did.",
         n=0,
-        wide=True,
+        wide=columns > 2,
         draw=draw,
     )
+
+
+def _layout(count: int) -> tuple[int, int]:
+    """Return columns and rows of small plots, without lonely ones where it can be helped."""
+    columns = min(count, 2 if count == 4 else 3)
+    return columns, -(-count // columns)
 
 
 def _style(look: ArmLook, theme: Theme) -> dict[str, Any]:
@@ -364,5 +372,5 @@ def _last_of(points: Sequence[Point], arm: str, line: Sequence[Point]) -> Iterat
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels)) > 18 else min(len(labels), 3)
+    columns = min(len(labels), max(1, _LEGEND_SIGNS // (max(map(len, labels)) + 6)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

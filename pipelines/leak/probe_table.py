@@ -45,7 +45,9 @@ class ProbeTable:
         """Return a measure of an arm at a rank as a ratio of sums."""
         return clips.ratio(*self.sums[arm, time, measure])
 
-    def sign_test(self, arm: str, reference: str, times: Sequence[float], measure: str) -> float | None:
+    def sign_test(
+        self, arm: str, reference: str, times: Sequence[float], measure: str
+    ) -> float | None:
         """Compare two arms clip by clip; see `resamples.sign_test_of`.
 
         The difference of a clip is that of its own ratios, summed over the ranks.

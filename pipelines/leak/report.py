@@ -1,4 +1,4 @@
-"""The files of a leak report: leak.json and leak.csv with all numbers, PNGs, report.html for people.
+"""The files of a leak report: leak.json and leak.csv with all numbers, PNGs, and report.html.
 
 In: a `Study`, all that was measured and decided. Nothing is computed here but pictures.
 """
@@ -116,11 +116,15 @@ def details(study: Study) -> dict[str, Any]:
             "sampled": list(study.samples.keys) if study.samples else [],
             "left_out": list(study.samples.left_out) if study.samples else [],
         },
-        "measures": {name: {"meaning": text, "unit": UNITS[name]} for name, text in MEANINGS.items()},
+        "measures": {
+            name: {"meaning": text, "unit": UNITS[name]} for name, text in MEANINGS.items()
+        },
         "values": [_row(point, study.arms) for point in (*study.probe, *study.sampled)],
         "flags": [
             {"arm": arm, "start": str(start), **counts}
-            for (arm, start), counts in sorted((study.samples.flags if study.samples else {}).items())
+            for (arm, start), counts in sorted(
+                (study.samples.flags if study.samples else {}).items()
+            )
         ],
         "versions": versions(),
     }

@@ -1,8 +1,8 @@
-"""Intervals by resampling clips, for ratios of sums, their differences and whatever is made of them.
+"""Intervals by resampling clips, for ratios of sums, their differences and what is made of them.
 
 All quantities of one `ClipResamples` share the resampled clips, so a difference between two arms is
-a paired one. They are the resamples of `cil.metrics.resampling`, for many measures at once. Clips are
-what is resampled: an interval says what other clips of the same kind would
+a paired one. They are the resamples of `cil.metrics.resampling`, for many measures at once. Clips
+are what is resampled: an interval says what other clips of the same kind would
 give, and nothing about another training.
 """
 
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from cil.errors import DataError
 from cil.metrics.resampling import sign_test
 
-__all__ = ["ClipResamples", "Estimate", "Quantity", "mean_of", "sign_test_of"]
+__all__ = ["FEWEST_CLIPS", "ClipResamples", "Estimate", "Quantity", "mean_of", "sign_test_of"]
 
+FEWEST_CLIPS = 8
+"""With fewer, resampling gives intervals that are too short to decide anything by."""
 Numbers = npt.NDArray[np.float64]
 
 
@@ -35,8 +37,8 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """1 or -1 if the whole interval is above or below 0, else 0."""
-        if self.low is None or self.high is None:
+        """1 or -1 if the whole interval is above or below 0, else 0; always 0 for too few clips."""
+        if self.low is None or self.high is None or self.n < FEWEST_CLIPS:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 

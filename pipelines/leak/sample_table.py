@@ -1,7 +1,7 @@
 """The sampled videos as numbers per clip: motion, its error and alignment, by arm and start.
 
-In: the rows of `pipelines.evaluate`, one per video. Out: a `SampleTable`, in which the videos of one
-clip are one number, so that clips can be resampled.
+In: the rows of `pipelines.evaluate`, one per video. Out: a `SampleTable`, in which the videos of
+one clip are one number, so that clips can be resampled.
 """
 
 import math
@@ -81,8 +81,7 @@ def sample_table(rows: Sequence[Mapping[str, Any]]) -> SampleTable:
         named = [flag for flag in str(row.get("flags") or "").replace(",", " ").split() if flag]
         flags.setdefault(where, Counter()).update(named)
     for own in by_clip.values():
-        for key in keys:
-            keys[key] = keys[key] and key in own
+        keys = {key: good and key in own for key, good in keys.items()}
     kept = [key for key, good in keys.items() if good]
     values = {
         where: {

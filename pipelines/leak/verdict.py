@@ -6,8 +6,9 @@ and says the opposite, the measures are **contradictory**. In every other case t
 distinguishable**: condition dominance alone never decides, as a network that ignores the condition
 has the lowest.
 
-Every other finding is the sign of one interval: lower, higher, or not distinguishable. The share of
-a gain that a control reaches is stated only where there is a gain.
+Every other finding is the sign of one interval: lower, higher, or not distinguishable. An interval
+of fewer than `FEWEST_CLIPS` clips decides nothing. The share of a gain that a control reaches is
+stated only where there is a gain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,15 +113,15 @@ _ALIGNMENT = {
     None: "The price in image alignment was not measured, as no videos were sampled.",
 }
 _MOTION = {
-    1: "Its videos move more: {} px/frame.",
-    -1: "Its videos move less: {} px/frame.",
-    0: "No difference in the motion of its videos is visible: {} px/frame.",
+    1: "Its videos move more: {}.",
+    -1: "Its videos move less: {}.",
+    0: "No difference in the motion of its videos is visible: {}.",
     None: "The motion of videos was not measured.",
 }
 _MOTION_ERROR = {
-    1: "Their motion is further from that of the real clips: error {} px/frame.",
-    -1: "Their motion is nearer to that of the real clips: error {} px/frame.",
-    0: "No difference in how far their motion is from that of the real clips: error {} px/frame.",
+    1: "Their motion is further from that of the real clips: error {}.",
+    -1: "Their motion is nearer to that of the real clips: error {}.",
+    0: "No difference in how far their motion is from that of the real clips: error {}.",
     None: "The motion error was not measured.",
 }
 _SIGNS = {1: Outcome.HIGHER, -1: Outcome.LOWER, 0: Outcome.SAME}
@@ -130,7 +131,9 @@ def _by_sign(contrast: Contrast | None, about: str, texts: Mapping[int | None, s
     if contrast is None or contrast.difference.value is None:
         return Finding(about=about, outcome=Outcome.NOT_MEASURED, text=texts[None])
     sign = contrast.difference.sign
-    return Finding(about=about, outcome=_SIGNS[sign], text=texts[sign].format(_both(contrast)))
+    unit = " px/frame" if about.startswith("motion") else ""
+    text = texts[sign].format(_both(contrast, unit))
+    return Finding(about=about, outcome=_SIGNS[sign], text=text)
 
 
 def _control(share: ControlShare) -> Finding:
@@ -146,7 +149,7 @@ def _control(share: ControlShare) -> Finding:
         f"transfer and {_percent(share.dominance)} of that in condition dominance. "
     )
     if outcome is Outcome.HIGHER:
-        text += f"What the dependence on time adds is {_signed(left)} in motion transfer."
+        text += f"The dependence on time adds motion transfer: {_signed(left)}."
     elif outcome is Outcome.LOWER:
         text += f"The dependence on time costs motion transfer: {_signed(left)}."
     else:
@@ -171,31 +174,31 @@ def summarise(verdicts: Sequence[Verdict], groups: Mapping[str, str]) -> str:
         own = counted.setdefault(groups[verdict.arm], {})
         own[verdict.leak] = own.get(verdict.leak, 0) + 1
     words = {
-        Outcome.LOWER: "leaks less",
-        Outcome.HIGHER: "leaks more",
-        Outcome.SAME: "cannot be told apart",
-        Outcome.CONTRADICTORY: "gives contradictory measures",
+        Outcome.LOWER: ("leaks less", "leak less"),
+        Outcome.HIGHER: ("leaks more", "leak more"),
+        Outcome.SAME: ("cannot be told apart", "cannot be told apart"),
+        Outcome.CONTRADICTORY: ("gives contradictory measures", "give contradictory measures"),
     }
-    parts: dict[str, list[str]] = {}
+    parts: dict[tuple[str, str], list[str]] = {}
     for group, own in counted.items():
         total = sum(own.values())
         for outcome, count in own.items():
             often = "" if total == 1 else f" (in {count} of {total} trainings)"
             parts.setdefault(words[outcome], []).append(f"{group}{often}")
     reference = groups[verdicts[0].reference]
-    sentences = [f"{_listed(names)} {what}" for what, names in parts.items()]
+    sentences = [f"{_listed(names)} {what[len(names) > 1]}" for what, names in parts.items()]
     return f"Against {reference}: {'; '.join(sentences)}."
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} each"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _both(contrast: Contrast) -> str:
+def _both(contrast: Contrast, unit: str = "") -> str:
     """Write both values and their difference."""
     return (
-        f"{_number(contrast.arm.value)} against {_number(contrast.reference.value)}, "
-        f"difference {_signed(contrast.difference)}"
+        f"{_number(contrast.arm.value)} against {_number(contrast.reference.value)}{unit} "
+        f"(difference {_signed(contrast.difference)})"
     )
 
 
@@ -211,7 +214,7 @@ def _signed(estimate: Estimate) -> str:
 def _percent(estimate: Estimate) -> str:
     if estimate.value is None:
         return "an unknown share"
-    text = f"{100 * estimate.value:.0f} %"
+    text = f"{100 * estimate.value:.0f}%"
     if estimate.low is None or estimate.high is None:
         return text
     return f"{text} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"

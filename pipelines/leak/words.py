@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from pipelines.leak.resamples import FEWEST_CLIPS
+
 __all__ = ["MEANINGS", "TITLES", "UNITS", "limits"]
 
 TITLES: Mapping[str, str] = {
@@ -37,7 +39,8 @@ MEANINGS: Mapping[str, str] = {
     "video; lower is less leak, but never alone",
     "one_step_mse": "mean squared error of a one-step prediction, all frames; lower is better",
     "frame_zero_mse": "the same of the first frame alone, against the image; lower is better",
-    "frame_difference_ratio": "energy of frame differences, prediction over clip; blind to direction",
+    "frame_difference_ratio": "energy of frame differences, prediction over clip; blind to "
+    "direction",
     "one_step_motion": "optical flow, decoded prediction over clip; blind to direction",
     "motion": "mean optical flow of a sampled video at a short side of 256 pixels, inconsistent "
     "pixels counted as still; neither direction is better by itself",
@@ -60,11 +63,16 @@ def limits(
         seeds: of the trainings, one name each; empty names stand for one training per arm.
         num_arms: arms.
     """
-    percent = f"{100 * level:g} %"
+    percent = f"{100 * level:g}%"
     found = [
         f"Intervals hold {percent} of {num_probed} resampled held-out clips (videos: "
         f"{num_sampled}). They say what other clips of this data set would give.",
     ]
+    if min(num_probed, num_sampled) < FEWEST_CLIPS:
+        found.append(
+            f"Nothing is called lower or higher that is of fewer than {FEWEST_CLIPS} clips: their "
+            "intervals are too short."
+        )
     if len(set(seeds)) > 1:
         found.append(
             f"Each arm was trained with {len(set(seeds))} seeds, which are shown one by one; so "
@@ -81,7 +89,7 @@ def limits(
         )
     found += [
         "A perfect network too has motion transfer 0 and condition dominance 1 as t nears 1: only "
-        "differences at the same t mean anything, there is no threshold that a good network passes.",
+        "differences at the same t mean anything, there is no threshold to pass.",
         "A lower leak does not promise more motion in the videos: a network that plays a motion by "
         "heart moves as much, and the same for every noise.",
         "Alignment is measured in pixels of the first frame. Whether people prefer the videos was "

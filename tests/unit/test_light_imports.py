@@ -53,6 +53,8 @@ def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
         "import cil.models; assert 'tiny' in cil.models.families()",
         "import cil.models.autoencoder_kl, cil.models.condition_encoders",
         "import cil.models.checkpoint_files, cil.models.strict_loading",
+        "import cil.metrics; cil.metrics.frechet_distance; cil.metrics.motion_flags",
+        "import cil.metrics.embeddings, cil.metrics.extractors, cil.metrics.raft",
         "from cil.models.lvdm import checkpoint, open_clip_folders, schedule_buffers, vae",
         "import kernels; assert 'torch' not in sys.modules",
     ],
@@ -65,6 +67,17 @@ def test_imports_with_everything_heavy_blocked(code):
 def test_the_blocker_blocks():
     done = run_blocked("def f():\n    import ray.data\nf()")
     assert "ModuleNotFoundError: blocked: ray" in done.stderr
+
+
+def test_every_public_measure_is_found():
+    code = (
+        "import cil.metrics as m; assert all(hasattr(m, name) for name in m.__all__)\n"
+        "assert sorted(m.__all__) == m.__all__ == sorted(set(m.__all__))\n"
+        "assert sorted(' '.join(m._HOMES.values()).split()) == m.__all__\n"
+        "try: m.nothing\nexcept AttributeError: pass\nelse: raise SystemExit('found')"
+    )
+    done = run_blocked(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_errors_need_no_torch_and_every_public_name_is_found():

@@ -11,7 +11,7 @@ from pipelines.evaluate import evaluation
 from pipelines.evaluate.arms import parse_arms
 
 
-def change(config, **sections):
+def changed(config, **sections):
     """Return the configuration with some settings of some sections changed."""
     return dataclasses.replace(
         config,
@@ -23,9 +23,15 @@ def change(config, **sections):
 
 
 @pytest.fixture(scope="session")
+def change():
+    """Changer of settings: configuration, section={setting: value} -> configuration."""
+    return changed
+
+
+@pytest.fixture(scope="session")
 def held_out_config(encoded_run):
     """The encoded run with some videos held out, and a short evaluation."""
-    return change(
+    return changed(
         encoded_run.config,
         validate={"held_out_fraction": 0.6},
         evaluate={"num_clips": 4, "clips_per_unit": 2, "num_steps": 2, "bootstrap_samples": 100},
@@ -80,5 +86,5 @@ def two_arms(held_out_config, model_folder, other_model):
 def finished(held_out_config, two_arms, evaluate_here, tmp_path_factory):
     """An evaluation of both arms at two start times; tests must not change its folder."""
     folder = tmp_path_factory.mktemp("evaluation") / "evaluate"
-    config = change(held_out_config, evaluate={"seeds_per_clip": 2, "videos": "npz"})
+    config = changed(held_out_config, evaluate={"seeds_per_clip": 2, "videos": "npz"})
     return evaluate_here(config, two_arms, folder, start_times=(1.0, 0.9), analytic_init=(True,))

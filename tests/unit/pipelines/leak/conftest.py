@@ -1,4 +1,4 @@
-"""Made-up measurements of four arms, with a leak that is known, and the study that is made of them."""
+"""Made-up measurements of four arms, with a leak that is known, and the study made of them."""
 
 import dataclasses
 import json
@@ -35,10 +35,11 @@ def made_rows(strength, *, clips=24, seed=0, times=TIMES):
     rows = []
     for arm, strong in strength.items():
         generator = np.random.default_rng(seed)  # the same clips and noise for every arm
+        own = np.random.default_rng(sum(arm.encode()))
         motion = generator.uniform(0.5, 2.0, clips)
         for time in times:
             left = strong * (1 - time**3)
-            wobble = generator.normal(0, 0.03, (4, clips))
+            wobble = generator.normal(0, 0.05, (4, clips)) + own.normal(0, 0.03, (4, clips))
             rows.append(
                 {
                     "arm": arm,
@@ -48,10 +49,20 @@ def made_rows(strength, *, clips=24, seed=0, times=TIMES):
                     "sums": {
                         "motion_transfer_ratio": (motion * (left + wobble[0]), motion),
                         "condition_dominance": ((1 - left) + wobble[1], np.ones(clips)),
-                        "one_step_mse": (100 * (1.1 - strong + wobble[2]) * time, np.full(clips, 100.0)),
-                        "frame_zero_mse": (10 * (0.1 + 0.1 * strong) + wobble[3], np.full(clips, 10.0)),
+                        "one_step_mse": (
+                            100 * (1.1 - strong + wobble[2]) * time,
+                            np.full(clips, 100.0),
+                        ),
+                        "frame_zero_mse": (
+                            10 * (0.1 + 0.1 * strong) + wobble[3],
+                            np.full(clips, 10.0),
+                        ),
                         "frame_difference_ratio": (motion * left, motion),
-                        **({"one_step_motion": (motion * left, motion)} if time in (0.5, 0.7, 0.8, 0.9) else {}),
+                        **(
+                            {"one_step_motion": (motion * left, motion)}
+                            if time in (0.5, 0.7, 0.8, 0.9)
+                            else {}
+                        ),
                     },
                 }
             )
@@ -76,15 +87,20 @@ def made_videos(strength, keys, *, seed=0, folder=None):
                     "seed": 0,
                     "motion_consistent": max(motion, 0.0),
                     "motion_real_consistent": real,
-                    "alignment_mse": 0.02 + 0.05 * strong + 0.002 * number,
+                    "alignment_mse": 0.02
+                    + 0.05 * strong
+                    + 0.002 * number
+                    + float(generator.normal(0, 0.003)),
                     "ssim": 0.9 - 0.2 * strong,
                     "flags": "jump" if (arm, number, start) == ("none", 3, 1.0) else "",
                     "flags_real": "",
                     "video": None,
                     "video_real": None,
                 }
-                if folder is not None and start == 1.0 and number < 3:
-                    row["video"] = moving_dot(folder, f"{arm}-{number}", motion / 4)
+                if folder is not None and start == 1.0 and number >= len(keys) - 3:
+                    row["video"] = moving_dot(
+                        folder, f"{arm.replace('/', '-')}-{number}", motion / 4
+                    )
                     row["video_real"] = moving_dot(folder, f"real-{number}", real / 4)
                 rows.append(row)
     return rows
@@ -138,9 +154,7 @@ def made_study(folders, config, folder, *, names=tuple(PRESETS), clips=24, stren
     start = compared_start(samples)
     evidence = gather(arms, probe, samples, resampling)
     verdicts = [decide(each) for each in evidence]
-    shown, left_out = video_rows(
-        videos, folder, start=start, arms=list(names), fps=8.0, most=4
-    )
+    shown, left_out = video_rows(videos, folder, start=start, arms=list(names), fps=8.0, most=4)
     schedule = EDMSchedule(p_mean=1.0, p_std=1.4)
     return Study(
         arms=arms,

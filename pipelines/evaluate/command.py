@@ -29,6 +29,7 @@ from pipelines.storage import check_writable, lock_folder, read_json, write_atom
 
 __all__ = ["find_arms", "main_measures", "results_folder", "run_command", "run_stage", "show"]
 
+_REPORT_FILE = "report.json"
 _SHOWN = (
     "motion_real_consistent",
     "motion_consistent",
@@ -113,24 +114,36 @@ def run_stage(config: RunConfig, *, session: ExitStack, debug: bool = False) -> 
         debug: show the logs of workers.
     """
     watch = Stopwatch()
+    folder = Path(config.output.dir) / EVALUATE_FOLDER
     try:
         clip_places(config)
     except ConfigError as error:
-        console.print(f"nothing is evaluated: {error}", style="yellow", markup=False)
-        return RunReport(
-            stage="evaluate",
-            reused=False,
-            inputs={},
-            outputs={"skipped": str(error)},
-            metrics={},
-            seconds=watch.seconds(),
-        )
+        return _skipped(folder, str(error), watch)
     arm = own_arm(config)
-    folder = Path(config.output.dir) / EVALUATE_FOLDER
-    found = evaluate_arms(config, [arm], folder=folder, session=session, debug=debug)
+    with lock_folder(folder, "output.dir"):  # that `cil evaluate` may hold by itself
+        found = evaluate_arms(config, [arm], folder=folder, session=session, debug=debug)
     report = _report(found, [arm], watch)
     if not found.reused:
+        write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
+        report.save(folder / _REPORT_FILE)
         _log(config, found)
+    return report
+
+
+def _skipped(folder: Path, reason: str, watch: Stopwatch) -> RunReport:
+    """Say why nothing is evaluated, and write it down; a second time it counts as done."""
+    console.print(f"nothing is evaluated: {reason}", style="yellow", markup=False)
+    path, outputs = folder / _REPORT_FILE, {"skipped": reason}
+    known = path.exists() and read_json(path).get("outputs") == outputs
+    report = RunReport(
+        stage="evaluate",
+        reused=known,
+        inputs={},
+        outputs=outputs,
+        metrics={},
+        seconds=watch.seconds(),
+    )
+    report.save(path)
     return report
 
 

@@ -32,6 +32,9 @@ class EvaluateConfig:
     reference: Literal["latents", "source"] = "latents"
     """What a real clip is: its stored latents through the first stage, so that the codec is not
     judged, or the frames of its source video. Its first frame is the conditioning image."""
+    as_clips: bool = False
+    """Tell models of published families the size, length and rate of the clips. Otherwise a model
+    that is made for others is refused; one of the family tiny always is."""
     clips_per_unit: Count = 4
     """Clips that are worked on and committed together: what a restart repeats at most, per
     worker."""
@@ -64,7 +67,7 @@ class EvaluateConfig:
     """Videos that the Inception Score is of, at most; null takes all."""
     inception_splits: Count = 10
     """Parts of the videos that the Inception Score is averaged over."""
-    bootstrap_samples: Count = 1000
+    bootstrap_samples: Annotated[int, Ge(100)] = 2000
     """Resamples of the clips for an interval."""
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
     """Level of the intervals."""

@@ -32,6 +32,7 @@ from pipelines.evaluate.video_folder import check_videos
 from pipelines.evaluate.worker import UnitWorker, WorkerSettings, work_on_unit
 from pipelines.progress import stage_progress
 from pipelines.ray_map import map_rows
+from pipelines.remote import is_url
 from pipelines.runtime import ray_session
 from pipelines.storage import read_json, remove_temporaries, write_atomic, write_json
 
@@ -123,7 +124,7 @@ def evaluate_arms(
     chosen = open_set(config, folder)
     check_lengths(hashes, chosen.size.num_frames)
     for arm in arms:
-        check_model(arm, chosen)
+        check_model(arm, chosen, as_clips=settings.as_clips)
         if arm.kind == "videos":
             check_videos(arm, chosen)
     made_of: dict[str, Any] = {"extractors": hashes}
@@ -307,4 +308,13 @@ def _located(config: RunConfig) -> RunConfig:
     absolute: dict[str, Any] = {
         name: str(Path(place).absolute()) for name, place in given.items() if place
     }
-    return replace(located(config), evaluate=replace(config.evaluate, **absolute))
+    data = replace(
+        config.data,
+        videos=_absolute(config.data.videos),
+        video_root=_absolute(config.data.video_root) if config.data.video_root else None,
+    )
+    return replace(located(config), data=data, evaluate=replace(config.evaluate, **absolute))
+
+
+def _absolute(place: str) -> str:
+    return place if not place or is_url(place) else str(Path(place).absolute())

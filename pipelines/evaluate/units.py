@@ -154,6 +154,7 @@ def _units(
                 "fps": chosen.fps,
                 "videos": settings.videos,
                 "use_gpu": settings.use_gpu,
+                "as_clips": settings.as_clips,
                 **made_of,
             }
         )

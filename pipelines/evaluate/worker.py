@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +97,7 @@ class UnitWorker:
         self._places = clip_places(settings.config)
         self._device = torch.device("cuda" if settings.config.evaluate.use_gpu else "cpu")
         self._first_stage: FirstStage | None = None
+        self._opened: tuple[str, ImageToVideoModel] | None = None
         self._extractors = FeatureExtractors(
             settings.config.evaluate, settings.folder, device=self._device.type
         )
@@ -187,9 +187,17 @@ class UnitWorker:
             for pair in pairs:
                 yield pair, read_video(found[pair], fps=self._settings.chosen.fps)
             return
-        model = _model(str(arm.folder), arm.identity, self._device.type)
+        model = self._model(arm)
         for key, seed in pairs:
             yield (key, seed), self._sampled(model, arm, unit, key, seed)
+
+    def _model(self, arm: Arm) -> ImageToVideoModel:
+        """Return the model of an arm; it stays until that of another arm is asked for."""
+        if self._opened is None or self._opened[0] != arm.name:
+            self._opened = None  # its memory goes first
+            told = self._settings.chosen if self._settings.config.evaluate.as_clips else None
+            self._opened = arm.name, _open_model(arm.folder, told, self._device)
+        return self._opened[1]
 
     def _sampled(
         self, model: ImageToVideoModel, arm: Arm, unit: Unit, key: str, seed: int
@@ -241,15 +249,20 @@ class UnitWorker:
         return relative
 
 
-@lru_cache(maxsize=1)
-def _model(folder: str, identity: str, device: str) -> ImageToVideoModel:
-    """Read a model; it stays until one of another folder or content is asked for."""
-    del identity
-    family = read_object(Path(folder) / "model.json").get("family")
+def _open_model(
+    folder: Path, told: EvaluationSet | None, device: torch.device
+) -> ImageToVideoModel:
+    """Read a model, on request for the size, length and rate of the clips."""
+    family = read_object(folder / "model.json").get("family")
     if not isinstance(family, str):
         raise DataError(f"{folder}/model.json names no family of models; save the model again")
-    model = load(family, folder)
-    model.network.to(torch.device(device)).eval()
+    options: dict[str, Any] = {}
+    if told is not None and family != "tiny":
+        size = told.size
+        options = {"num_frames": size.num_frames, "height": size.height, "width": size.width}
+        options["fps"] = told.fps
+    model = load(family, folder, **options)
+    model.network.to(device).eval()
     return model
 
 

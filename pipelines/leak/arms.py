@@ -58,13 +58,13 @@ def describe_arms(arms: Sequence[Arm]) -> list[LeakArm]:
     Raises:
         ConfigError: an arm is a folder of videos, which has no one-step predictions.
     """
-    for arm in arms:
-        if arm.kind != "model":
+    for given in arms:
+        if given.kind != "model":
             raise ConfigError(
-                f"arm {arm.name} is a folder of videos; the leak is measured in the network's own "
-                "predictions, so give models here and compare videos by `cil evaluate`"
+                f"arm {given.name} is a folder of videos; the leak is measured in the network's "
+                "own predictions, so give models here and compare videos by `cil evaluate`"
             )
-    plain = [LeakArm(arm=arm, noise=noise_of(arm.folder), reference=None) for arm in arms]
+    plain = [LeakArm(arm=given, noise=noise_of(given.folder), reference=None) for given in arms]
     first = plain[0].group
     by_seed = {arm.seed: arm.name for arm in plain if arm.group == first}
     result = []

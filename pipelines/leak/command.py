@@ -240,7 +240,7 @@ def warnings_of(
     if samples.left_out:
         found.append(
             f"{len(samples.left_out)} clips are left out of all numbers about videos, as one of "
-            f"their videos has no number, the first is {samples.left_out[0]}"
+            f"their videos is black or not finite, the first is {samples.left_out[0]}"
         )
     total: Counter[tuple[str, str]] = Counter()
     for (arm, where), counts in samples.flags.items():

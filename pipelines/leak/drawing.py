@@ -39,7 +39,7 @@ def _saved(plot: Plot, theme: Theme, kind: str, *, titled: bool = False, **optio
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.hashsalt": plot.name,
         "svg.fonttype": "path",
         "font.size": 10,

@@ -4,7 +4,7 @@ Each has a name, a title, a caption that says what it means and of how many clip
 units, and is drawn on light and dark paper; see `pipelines.leak.drawing`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.leak.density import NoiseDensity
 from pipelines.leak.look import ArmLook, Theme
+from pipelines.leak.resamples import Numbers
 from pipelines.leak.sample_table import SampleTable, Start
 from pipelines.leak.series import Point
 
@@ -142,9 +143,9 @@ def _curve(
         axes = figure.subplots()
         for arm, look in looks.items():
             line = [point for point in own if point.arm == arm and point.estimate.value is not None]
-            x = [point.time for point in line]
+            x = _floats(point.time for point in line)
             style = _style(look, theme)
-            axes.plot(x, [p.estimate.value for p in line], **style, label=short(arm))
+            axes.plot(x, _floats(p.estimate.value for p in line), **style, label=short(arm))
             _band(axes, x, line, style["color"])
         axes.set_xlim(0, 1)
         if all((point.estimate.low or 0.0) >= 0 for point in own):
@@ -213,12 +214,12 @@ def _error_by_start(points: Sequence[Point], looks: Mapping[str, ArmLook], n: in
                 line = sorted(_of_start(own, arm, gaussian), key=lambda point: point.start.time)  # type: ignore[union-attr]
                 if gaussian:  # at the largest M both starts are nearly the same, and sampled once
                     line += _last_of(own, arm, line)
-                x = [point.start.time for point in line if point.start is not None]
+                x = _floats(point.start.time for point in line if point.start is not None)
                 shown = {**style, "linestyle": "--" if gaussian else "-"}
                 label = None if gaussian else short(arm)
                 if gaussian:
                     shown["markerfacecolor"] = theme.paper
-                axes.plot(x, [p.estimate.value for p in line], **shown, label=label)
+                axes.plot(x, _floats(p.estimate.value for p in line), **shown, label=label)
                 if not gaussian:  # two bands over each other cannot be read; the table has both
                     _band(axes, x, line, style["color"])
         axes.set_ylim(bottom=0)
@@ -251,15 +252,15 @@ def _plane(
         for arm, look in looks.items():
             colour = look.colour(theme)
             path = [s for s in samples.starts(arm) if s.analytic_init == start.analytic_init]
-            across = [named[arm, each, "alignment_mse"].value for each in path]
-            up = [named[arm, each, "motion"].value for each in path]
+            across = _floats(named[arm, each, "alignment_mse"].value for each in path)
+            up = _floats(named[arm, each, "motion"].value for each in path)
             axes.plot(across, up, color=colour, linewidth=0.8, alpha=0.6)
             axes.plot(across, up, color=colour, marker=look.mark, markersize=2.5, linestyle="none")
             if (arm, start, "motion") in named:
                 x, y = named[arm, start, "alignment_mse"], named[arm, start, "motion"]
                 axes.errorbar(
-                    [x.value],
-                    [y.value],
+                    _floats([x.value]),
+                    _floats([y.value]),
                     xerr=_reach(x),
                     yerr=_reach(y),
                     color=colour,
@@ -340,10 +341,14 @@ def _style(look: ArmLook, theme: Theme) -> dict[str, Any]:
     }
 
 
-def _band(axes: "Axes", x: Sequence[float | None], line: Sequence[Point], colour: str) -> None:
-    low = [p.estimate.value if p.estimate.low is None else p.estimate.low for p in line]
-    high = [p.estimate.value if p.estimate.high is None else p.estimate.high for p in line]
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)  # type: ignore[arg-type]
+def _floats(values: Iterable[float | None]) -> Numbers:
+    """Return values to draw; a gap where there is none."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _band(axes: "Axes", x: Numbers, line: Sequence[Point], colour: str) -> None:
+    low, high = (_floats(getattr(p.estimate, end) for p in line) for end in ("low", "high"))
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
 def _reach(estimate: Any) -> list[list[float]] | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.evaluate.clip_measures import UNUSABLE
 from pipelines.leak.resamples import ClipResamples, Numbers, Quantity, sign_test_of
 
 __all__ = ["SAMPLE_MEASURES", "SampleTable", "Start", "sample_table"]
@@ -41,7 +42,7 @@ class SampleTable:
     values: Mapping[tuple[str, Start], Mapping[str, Numbers]]
     """By arm and start, then by measure: (n,), means over the videos of a clip."""
     left_out: tuple[str, ...] = ()
-    """Keys of clips with a video that has no number, in any arm."""
+    """Keys of clips with a video that is black or not finite, in any arm."""
     flags: Mapping[tuple[str, Start], Mapping[str, int]] = field(default_factory=dict)
     """How many videos have a flag, as ``jump``."""
 
@@ -62,11 +63,12 @@ class SampleTable:
 def sample_table(rows: Sequence[Mapping[str, Any]]) -> SampleTable:
     """Put rows together.
 
-    A clip that has no number in one arm is left out of all, as arms are compared on the same clips.
+    A clip with a video that is black or not finite in one arm is left out of all, as arms are
+    compared on the same clips.
 
     Args:
         rows: with ``arm``, ``start_time``, ``analytic_init``, ``clip_key``, ``motion_consistent``,
-            ``motion_real_consistent``, ``alignment_mse``, ``ssim`` and ``flags``.
+            ``motion_real_consistent``, ``alignment_mse``, ``ssim``, ``flags`` and ``flags_real``.
     """
     by_clip: dict[tuple[str, Start], dict[str, list[dict[str, float]]]] = {}
     flags: dict[tuple[str, Start], Counter[str]] = {}
@@ -75,10 +77,11 @@ def sample_table(rows: Sequence[Mapping[str, Any]]) -> SampleTable:
         start = Start(time=float(row["start_time"]), analytic_init=bool(row["analytic_init"]))
         where, key = (str(row["arm"]), start), str(row["clip_key"])
         numbers = _numbers(row)
-        good = all(math.isfinite(value) for value in numbers.values())
+        named = str(row.get("flags") or "").split()
+        unusable = {*named, *str(row.get("flags_real") or "").split()} & set(UNUSABLE)
+        good = not unusable and all(math.isfinite(value) for value in numbers.values())
         keys[key] = keys.get(key, True) and good
         by_clip.setdefault(where, {}).setdefault(key, []).append(numbers)
-        named = [flag for flag in str(row.get("flags") or "").replace(",", " ").split() if flag]
         flags.setdefault(where, Counter()).update(named)
     for own in by_clip.values():
         keys = {key: good and key in own for key, good in keys.items()}

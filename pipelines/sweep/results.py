@@ -19,7 +19,7 @@ from pipelines.sweep.runner import Outcome, State
 from pipelines.train import TRAIN_FOLDER, train_identity
 from pipelines.validation import read_history
 
-__all__ = ["Result", "collect"]
+__all__ = ["Result", "collect", "finished_training"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +54,19 @@ def collect(outcomes: Sequence[Outcome]) -> list[Result]:
     return [_result(outcome) for outcome in outcomes]
 
 
+def finished_training(config: RunConfig) -> RunReport | None:
+    """Return the report of a run's training, if it is of these settings and this data set.
+
+    Raises:
+        DataError: there is no data set, or a file of the training is damaged.
+    """
+    return _training(config, Path(config.output.dir) / TRAIN_FOLDER)
+
+
 def _result(outcome: Outcome) -> Result:
     run = outcome.run
     folder = run.folder / TRAIN_FOLDER
-    trained = _training(run.config, folder)
+    trained = finished_training(run.config)
     state = outcome.state
     if state == "not run" and trained is not None:
         state = "finished"

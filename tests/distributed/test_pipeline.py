@@ -17,7 +17,7 @@ from cil.analytic_init import AnalyticInit
 from cil.models import load_first_stage
 from cil.moments import LatentMoments
 
-STAGES = ["encode", "estimate", "register", "sample", "train"]
+STAGES = ["encode", "estimate", "evaluate", "register", "sample", "train"]
 
 
 def test_all_stages_report(finished_run):

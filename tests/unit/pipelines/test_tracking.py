@@ -358,6 +358,18 @@ def test_files_and_tags_are_sent(store, tmp_path):
     assert client.get_run(run_id).data.tags["motion_collapse"].startswith("it froze")
 
 
+def test_an_evaluation_is_sent(store, tmp_path):
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "e" * 64)
+    (tmp_path / "metrics.json").write_text("{}")
+    measures, files = {"motion": 1.5, "ssim": 0.25}, [tmp_path / "metrics.json"]
+    assert tracking.log_evaluation(config.tracking.uri, run_id, measures, files)
+    assert history(client, run_id, "eval_motion") == [(0, 1.5)]
+    assert history(client, run_id, "eval_ssim") == [(0, 0.25)]
+    assert artifacts(client, run_id, "evaluation") == ["evaluation/metrics.json"]
+    assert not tracking.log_evaluation(config.tracking.uri, "0" * 32, measures, files)
+
+
 def test_what_cannot_be_sent_is_a_warning(store, tmp_path, caplog):
     config, _ = store
     uri = config.tracking.uri

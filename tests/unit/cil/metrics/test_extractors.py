@@ -1,6 +1,7 @@
 """Video networks and flow from TorchScript files that the tests make."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,22 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_the_example_of_the_documentation_runs(present, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[4] / "docs" / "evaluation.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "weights").mkdir()
+    if present:
+        torch.jit.script(I3D().eval()).save(str(tmp_path / "weights" / "i3d_torchscript.pt"))
+    monkeypatch.chdir(tmp_path)
+    names = {"real_videos": videos(5), "generated_videos": videos(5)[:, ::-1] // 2}
+    exec(code, names)
+    fvd = names["fvd"]
+    assert (fvd.value is None) == (not present)
+    assert fvd.absent is None if present else "does not exist" in fvd.absent
+    assert not present or (fvd.value > 0 and len(fvd.extractor_sha256) == 64)
+
+
 def videos(count=3, frames=16, side=32):
     return np.random.default_rng(0).integers(0, 256, (count, frames, side, side, 3), np.uint8)
 
@@ -106,6 +123,18 @@ def test_other_networks_see_plain_pixels_in_order(saved):
     np.testing.assert_allclose(rows[:, 0], shown.max(axis=(1, 2, 3, 4)))
     np.testing.assert_allclose(rows[:, 1], shown[..., 0].mean(axis=(1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(rows[:, 2:], shown[:, -1].mean(axis=(1, 2)), rtol=1e-5)
+
+
+class TopRow(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, :, 0, 0].mean(dim=2), x[:, :, 0, :, 0].mean(dim=2)], dim=1)
+
+
+def test_rows_and_columns_keep_their_places(saved):
+    shown = np.random.default_rng(0).integers(0, 256, (2, 3, 24, 40, 3), np.uint8)
+    rows = VideoNetwork.from_file(saved(TopRow()), "features").features(shown)
+    np.testing.assert_allclose(rows[:, :3], shown[:, 0, 0].mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(rows[:, 3:], shown[:, 0, :, 0].mean(axis=1), rtol=1e-5)
 
 
 def test_videomae_is_given_squares_from_0_to_1(saved):
@@ -253,6 +282,20 @@ def test_flow_has_the_size_of_the_frame(saved, height):
     method = RAFTFlow.from_file(saved(ByPhase()), pixels="-1..1")
     frame = method.prepare(np.zeros((height, 301, 3), np.uint8))
     assert method.flow(frame, frame).shape == (*frame.shape[:2], 2)
+
+
+class Places(nn.Module):
+    def forward(self, early, late):
+        down, across = (torch.arange(size).float() for size in early.shape[2:])
+        return torch.stack(torch.meshgrid(across, down, indexing="xy"))[None]
+
+
+def test_what_was_padded_is_cut_off():
+    method = RAFTFlow(Places(), pixels="0..255", sha256="", source="places", device="cpu")
+    flow = method.flow(*[np.zeros((10, 13, 3), np.uint8)] * 2)
+    assert flow.shape == (10, 13, 2)
+    assert flow[0, 0].tolist() == [0, 0]
+    assert flow[9, 12].tolist() == [12, 9]
 
 
 class NoFlow(nn.Module):

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from cil.errors import ConfigError
 from cil.generate import generate_latents
 from cil.metrics.motion import motion_score
 from cil.models import load
+from pipelines.dataset import open_training_data
 from pipelines.evaluate.arms import parse_arms
 from pipelines.evaluate.evaluation import COLUMNS
 from pipelines.validation_clips import sample_id
@@ -183,3 +185,37 @@ def test_measures_have_intervals_and_absent_ones_their_reason(finished):
         ("base", 0.9, "base", 1.0), ("tuned", 1.0, "base", 1.0), ("tuned", 0.9, "base", 0.9),
     ]  # fmt: skip
     assert finished.metrics["set"]["reference"] == "latents"
+
+
+def test_a_network_that_gives_nan_is_flagged_and_has_no_numbers(
+    settings, evaluate_here, other_model, tmp_path, change
+):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "model"
+    shutil.copytree(other_model, broken)
+    (weights,) = (broken / "unet").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: value * float("nan") for name, value in tensors.items()}, weights)
+    two = change(settings, evaluate={"num_clips": 2, "seeds_per_clip": 1})
+    found = evaluate_here(two, parse_arms([f"broken={broken}"], two), tmp_path / "evaluate")
+    assert [row["flags"] for row in found.rows] == ["not_finite"] * 2
+    assert {row["motion"] for row in found.rows} == {row["video"] for row in found.rows} == {None}
+    (result,) = found.metrics["results"]
+    assert result["measures"]["motion"]["value"] is None
+    assert result["flags"] == {"not_finite": 2}
+
+
+def test_the_source_frames_can_be_the_real_clips(
+    settings, evaluate_here, two_arms, encoded_run, tmp_path
+):
+    wanted = {"num_clips": 1, "reference": "source", "seeds_per_clip": 1}
+    one = dataclasses.replace(settings, evaluate=dataclasses.replace(settings.evaluate, **wanted))
+    found = evaluate_here(one, two_arms[:1], tmp_path / "evaluate")
+    (row,) = found.rows
+    (reader,) = open_training_data(one).held_out.values()
+    record = reader.clip(reader.sample_keys().index(row["clip_key"])).record
+    real = np.load(found.folder / row["video_real"])["frames"]
+    assert np.array_equal(real, encoded_run.frames(record))
+    assert np.array_equal(read_image(found.folder / row["image"]), real[0])
+    assert found.metrics["set"]["reference"] == "source"

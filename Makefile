@@ -58,12 +58,12 @@ bench-gpu: ## Measure the kernels on a CUDA device, with GPU_PYTHON (python3)
 
 demo: setup ## Videos to a registered model and a leak report of four arms, on a CPU
 	$(BIN)/python -m pipelines.demo_data --out build/demo/videos
-	$(BIN)/cil sweep configs/demo_arms.yaml --promote timenoise
+	$(BIN)/cil sweep configs/demo_arms.yaml --keep timenoise
 	$(BIN)/cil leak --sweep configs/demo_arms.yaml --out build/demo/leak
 
 demo-quick: setup ## The same path with two arms, few videos and few steps; its numbers say nothing
 	$(BIN)/python -m pipelines.demo_data --out build/demo-quick/videos --num-videos 16
-	$(BIN)/cil sweep configs/demo_quick.yaml --promote timenoise
+	$(BIN)/cil sweep configs/demo_quick.yaml --keep timenoise
 	$(BIN)/cil leak --sweep configs/demo_quick.yaml --out build/demo-quick/leak
 
 docs: setup ## Build the documentation into site/; a broken link fails

@@ -286,8 +286,8 @@ def _sweep(common: argparse.Namespace, rest: list[str]) -> int:
         _print_json([command.show_sweep(sweep, options)], common)
         return 0
     report = command.run_sweep(sweep, options, debug=common.debug)
-    promoted = command.promote_arm(sweep, options, report, debug=common.debug)
-    _finish([report, *promoted], common)
+    kept = command.keep_arm(sweep, options, report, debug=common.debug)
+    _finish([report, *kept], common)
     return int(report.metrics["failed"] > 0)
 
 

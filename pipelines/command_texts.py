@@ -85,7 +85,7 @@ EXAMPLES = {
     "sweep": (
         "cil sweep configs/compare.yaml --only naive --only timenoise; see docs/sweep.md. The file "
         "comes first; settings change the base of all arms. Also: --only ARM, --fail-fast, "
-        "--register, to register each model in MLflow, --promote ARM, to make it the model of "
+        "--register, to register each model in MLflow, --keep ARM, to make it the model of "
         "output.dir, with the alias; instead of --config, the sweep file"
     ),
     "estimate": "cil estimate --config configs/demo.yaml",

@@ -13,15 +13,15 @@ from pipelines.config import RunConfig
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.sweep.arms import Sweep, plan_sweep
-from pipelines.sweep.promotion import check_promotion, promote
+from pipelines.sweep.keep import check_keep, keep
 from pipelines.sweep.runner import StageFunctions, real_stages, run_arms
 from pipelines.sweep.sweep_file import read_sweep_file
 
 __all__ = [
     "SweepOptions",
+    "keep_arm",
     "parse_options",
     "prepare",
-    "promote_arm",
     "run_sweep",
     "show_sweep",
 ]
@@ -37,7 +37,7 @@ class SweepOptions:
     """End with the first arm that fails."""
     register: bool = False
     """Register each model in MLflow, too."""
-    promote: str | None = None
+    keep: str | None = None
     """Arm whose model becomes that of the output folder, registered with the alias."""
 
 
@@ -47,13 +47,13 @@ def parse_options(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--fail-fast", action="store_true")
     parser.add_argument("--register", action="store_true")
-    parser.add_argument("--promote")
+    parser.add_argument("--keep")
     known, rest = parser.parse_known_args(arguments)
     options = SweepOptions(
         only=tuple(known.only),
         fail_fast=known.fail_fast,
         register=known.register,
-        promote=known.promote,
+        keep=known.keep,
     )
     return options, rest
 
@@ -79,18 +79,18 @@ def prepare(
     file = read_sweep_file(path)
     sweep = plan_sweep(file, override(file.base), needs_parts=needs_parts)
     names = [arm.name for arm in sweep.arms]
-    promoted = [] if options.promote is None else [options.promote]
+    kept = [] if options.keep is None else [options.keep]
     for option, name in [("--only", name) for name in options.only] + [
-        ("--promote", name) for name in promoted
+        ("--keep", name) for name in kept
     ]:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
             raise ConfigError(f"{option}: {file.path} has no arm {name!r}; {hint}")
-    for name in promoted:
+    for name in kept:
         if options.only and name not in options.only:
-            raise ConfigError(f"--promote {name}: the arm is not run; add --only {name}")
-        check_promotion(sweep, name)
+            raise ConfigError(f"--keep {name}: the arm is not run; add --only {name}")
+        check_keep(sweep, name)
     return sweep
 
 
@@ -162,7 +162,7 @@ def run_sweep(
     )
 
 
-def promote_arm(
+def keep_arm(
     sweep: Sweep,
     options: SweepOptions,
     report: RunReport,
@@ -170,7 +170,7 @@ def promote_arm(
     debug: bool = False,
     functions: StageFunctions | None = None,
 ) -> list[RunReport]:
-    """Make the arm of ``--promote`` the run of the output folder, if its training is finished.
+    """Make the arm of ``--keep`` the run of the output folder, if its training is finished.
 
     Args:
         sweep: the sweep.
@@ -186,16 +186,16 @@ def promote_arm(
         ConfigError: the output folder holds another training by now.
         StageError: MLflow failed.
     """
-    arm = options.promote
+    arm = options.keep
     if arm is None:
         return []
     label = next(run.label for run in sweep.runs if run.arm == arm)
     if report.outputs["arms"][label] != "finished":
-        console.print(f"not promoted, as it is not finished: {label}", markup=False)
+        console.print(f"not kept, as it is not finished: {label}", markup=False)
         return []
     with ExitStack() as session:
         stages.hold_places(sweep.base, session, dataset=True)
-        return promote(sweep, arm, functions or real_stages(), session=session, debug=debug)
+        return keep(sweep, arm, functions or real_stages(), session=session, debug=debug)
 
 
 def _check(sweep: Sweep, options: SweepOptions) -> None:

@@ -8,14 +8,14 @@ import pytest
 from cil.errors import ConfigError, StageError
 from pipelines.report import RunReport
 from pipelines.storage import read_json, write_json
-from pipelines.sweep.command import SweepOptions, prepare, promote_arm
-from pipelines.sweep.promotion import check_promotion, promote
+from pipelines.sweep.command import SweepOptions, keep_arm, prepare
+from pipelines.sweep.keep import check_keep, keep
 
 ARMS = {"naive": {"time_noise.preset": "none"}, "base": {}}
 
 
 def train_by_hand(sweep, arm, *, identity="abc", weights=b"weights"):
-    """Write what a finished training leaves, as far as promotion looks at it."""
+    """Write what a finished training leaves, as far as keeping looks at it."""
     run = next(run for run in sweep.runs if run.arm == arm)
     folder = run.folder / "train"
     (folder / "model").mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def trained(make_sweep, noted):
 
 def go(sweep, arm, noted):
     with ExitStack() as session:
-        return promote(sweep, arm, noted.functions(), session=session)
+        return keep(sweep, arm, noted.functions(), session=session)
 
 
 def test_the_training_is_copied_and_the_later_stages_run_for_the_output_folder(trained, noted):
@@ -83,7 +83,7 @@ def test_a_second_call_copies_nothing_and_another_arm_replaces_it(trained, noted
     assert not list(folder.parent.glob(".train*"))
 
 
-@pytest.mark.parametrize("how", ["by cil run", "anew after a promotion"])
+@pytest.mark.parametrize("how", ["by cil run", "anew after a keeping"])
 def test_a_training_that_is_no_arm_is_not_overwritten(trained, noted, how):
     folder = Path(trained.base.output.dir) / "train"
     if how == "by cil run":
@@ -103,7 +103,7 @@ def test_a_training_that_is_no_arm_is_not_overwritten(trained, noted, how):
 def test_an_arm_with_its_own_data_is_refused(make_sweep):
     sweep = make_sweep({"wide": {"data.width": 64}}, allow_different=True)
     with pytest.raises(ConfigError, match="data set of its own"):
-        check_promotion(sweep, "wide")
+        check_keep(sweep, "wide")
 
 
 def test_an_arm_whose_files_are_of_other_settings_is_not_registered(trained, noted):
@@ -116,17 +116,17 @@ def test_an_arm_whose_files_are_of_other_settings_is_not_registered(trained, not
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (SweepOptions(promote="naiv"), r"--promote: .* has no arm 'naiv'; did you mean naive\?"),
-        (SweepOptions(promote="base", only=("naive",)), "--promote base: the arm is not run"),
+        (SweepOptions(keep="naiv"), r"--keep: .* has no arm 'naiv'; did you mean naive\?"),
+        (SweepOptions(keep="base", only=("naive",)), "--keep base: the arm is not run"),
     ],
 )
-def test_what_cannot_be_promoted_is_said_first(write_sweep, options, message):
+def test_what_cannot_be_kept_is_said_first(write_sweep, options, message):
     with pytest.raises(ConfigError, match=message):
         prepare(str(write_sweep(ARMS)), options, lambda base: base)
 
 
 @pytest.mark.parametrize(("state", "count"), [("finished", 3), ("StageError: no memory", 0)])
-def test_only_a_finished_arm_is_promoted(trained, noted, capsys, state, count):
+def test_only_a_finished_arm_is_kept(trained, noted, capsys, state, count):
     report = RunReport(
         stage="sweep",
         reused=False,
@@ -135,8 +135,8 @@ def test_only_a_finished_arm_is_promoted(trained, noted, capsys, state, count):
         metrics={},
         seconds=0.0,
     )
-    options = SweepOptions(promote="naive")
-    reports = promote_arm(trained, options, report, functions=noted.functions())
+    options = SweepOptions(keep="naive")
+    reports = keep_arm(trained, options, report, functions=noted.functions())
     assert len(reports) == count
-    assert ("not promoted" in capsys.readouterr().err) is (count == 0)
-    assert promote_arm(trained, SweepOptions(), report, functions=noted.functions()) == []
+    assert ("not kept" in capsys.readouterr().err) is (count == 0)
+    assert keep_arm(trained, SweepOptions(), report, functions=noted.functions()) == []

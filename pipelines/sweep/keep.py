@@ -18,14 +18,14 @@ from pipelines.storage import read_json, replace_folder, temporary_beside, write
 from pipelines.sweep.arms import ArmRun, Sweep
 from pipelines.sweep.runner import StageFunctions
 
-__all__ = ["check_promotion", "promote"]
+__all__ = ["check_keep", "keep"]
 
 _TRAIN_FOLDER = "train"  # not imported: that brings Ray
-_MARK = "promoted.json"
+_MARK = "kept.json"
 """In OUTPUT/train: whose training it is."""
 
 
-def promote(
+def keep(
     sweep: Sweep, arm: str, stages: StageFunctions, *, session: ExitStack, debug: bool = False
 ) -> list[RunReport]:
     """Take over the arm's training with the first seed, then estimate, register and sample.
@@ -45,9 +45,9 @@ def promote(
         StageError: the training there is not the arm's, or MLflow failed.
     """
     run = _first_run(sweep, arm)
-    check_promotion(sweep, arm)
+    check_keep(sweep, arm)
     config = replace(run.config, output=sweep.base.output)
-    console.print(f"[bold]promote: {run.label}[/bold]")
+    console.print(f"[bold]keep: {run.label}[/bold]")
     _copy_training(run, Path(config.output.dir))
     trained = stages.train(config, session=session, debug=debug)
     if not trained.reused:
@@ -63,8 +63,8 @@ def promote(
     ]
 
 
-def check_promotion(sweep: Sweep, arm: str) -> None:
-    """Refuse, before anything starts, what could not be promoted.
+def check_keep(sweep: Sweep, arm: str) -> None:
+    """Refuse, before anything starts, what could not be kept.
 
     Raises:
         ConfigError: the arm has a data set of its own, or OUTPUT/train holds another training.
@@ -72,13 +72,13 @@ def check_promotion(sweep: Sweep, arm: str) -> None:
     run = _first_run(sweep, arm)
     if not run.shares_data:
         raise ConfigError(
-            f"--promote {arm}: the arm has a data set of its own, which is not that of "
-            f"{sweep.base.output.dir}; promote an arm that shares the base's data"
+            f"--keep {arm}: the arm has a data set of its own, which is not that of "
+            f"{sweep.base.output.dir}; keep an arm that shares the base's data"
         )
     there = Path(sweep.base.output.dir) / _TRAIN_FOLDER
-    if there.exists() and not _is_promoted(there):
+    if there.exists() and not _is_kept(there):
         raise ConfigError(
-            f"--promote {arm}: {there} holds a training that is no arm of a sweep; move it "
+            f"--keep {arm}: {there} holds a training that is no arm of a sweep; move it "
             "away or delete it, or give the sweep another output.dir"
         )
 
@@ -87,7 +87,7 @@ def _first_run(sweep: Sweep, arm: str) -> ArmRun:
     return next(each for each in sweep.arms if each.name == arm).runs[0]
 
 
-def _is_promoted(folder: Path) -> bool:
+def _is_kept(folder: Path) -> bool:
     """Tell whether a training folder is still the copy of an arm's, and not trained anew since."""
     try:
         mark, report = read_json(folder / _MARK), read_json(folder / "report.json")

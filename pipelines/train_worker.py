@@ -4,6 +4,7 @@ Each worker builds the same network, reads its share of every batch ahead, and t
 (`train_step.py`) from the last committed checkpoint on.
 """
 
+import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pipelines.train_step import NonFiniteLossError
 
 __all__ = ["train_worker"]
+
+_log = logging.getLogger(__name__)
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    _label_logs(settings["run_id"])
     try:
         with ExitStack() as resources:
             return _train(settings, resources)
@@ -47,6 +51,20 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             f"the GPU has too little memory: {str(error).partition('. ')[0]}; "
             f"{memory_advice(config)}"
         ) from error
+    except Exception as error:
+        _log.error("training failed: %s: %s", type(error).__name__, error)
+        raise
+
+
+def _label_logs(run_id: str) -> None:
+    """Say in every line of this worker's log which worker of which run it is."""
+    import ray.train
+    from ray.util import get_node_ip_address
+
+    from pipelines.worker_logs import label_records
+
+    rank = ray.train.get_context().get_world_rank()
+    label_records(stage="train", run_id=run_id, rank=rank, node=get_node_ip_address())
 
 
 def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
@@ -88,6 +106,7 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
         at=heart.at,
     )
     rows: list[dict[str, float]] = []
+    _log.info("training from step %d to %d", state.num_steps, train.num_steps)
     while state.num_steps < train.num_steps:
         started = time.monotonic()
         step = state.num_steps

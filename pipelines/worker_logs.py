@@ -1,0 +1,57 @@
+"""Logs of worker processes as JSON: Ray writes the lines, this adds what only we know.
+
+Ray's own structured logging puts time, job, worker, node and task into each line of the log files
+of its workers (`ray.LoggingConfig`). A training worker adds rank, MLflow's run and its address.
+"""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+__all__ = ["label_records", "logging_options"]
+
+
+def logging_options() -> dict[str, Any]:
+    """Return what `ray.init` needs so that the workers of this command log as the command does."""
+    from pipelines.log_format import logs_as_json
+
+    if not logs_as_json():
+        return {}
+    import ray
+
+    config = ray.LoggingConfig(
+        encoding="JSON", log_level="INFO", additional_log_standard_attrs=["name"]
+    )
+    return {"logging_config": config}
+
+
+class _Labels(logging.Filter):
+    """Adds keys to records and replaces passwords in them; lets all of them through."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        from pipelines.config import redact_uri
+
+        record.msg, record.args = redact_uri(record.getMessage()), ()
+        record.time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        record.level = record.levelname.lower()
+        for name, value in self._fields.items():
+            setattr(record, name, value)
+        return True
+
+
+def label_records(**fields: Any) -> None:
+    """Put keys into every line that this worker process logs from here on.
+
+    Args:
+        fields: for example ``rank``, ``node`` and ``run_id``.
+    """
+    labels = _Labels(fields)
+    for logger in (logging.getLogger(), logging.getLogger("ray")):
+        for handler in logger.handlers:
+            for old in [each for each in handler.filters if isinstance(each, _Labels)]:
+                handler.removeFilter(old)  # of the attempt before, in a process that is used again
+            handler.addFilter(labels)

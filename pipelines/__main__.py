@@ -234,8 +234,7 @@ def _show(
 
 
 def _sample(common: argparse.Namespace, rest: list[str]) -> int:
-    import tyro
-
+    from pipelines.option_parser import parse_with_tyro
     from pipelines.sample import SampleArguments, run_command
 
     if common.config or common.dry_run:
@@ -245,8 +244,8 @@ def _sample(common: argparse.Namespace, rest: list[str]) -> int:
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil sample")
     flags.add_argument("--analytic-init", action=argparse.BooleanOptionalAction)
     given, rest = flags.parse_known_args(rest)
-    arguments = tyro.cli(
-        SampleArguments, args=rest, prog="cil sample", description=_description("sample")
+    arguments = parse_with_tyro(
+        SampleArguments, rest, prog="cil sample", description=_description("sample")
     )
     arguments = dataclasses.replace(arguments, analytic_init=given.analytic_init)
     _finish([run_command(arguments)], common)
@@ -390,14 +389,13 @@ def _overridden(command: str, config: "RunConfig", rest: list[str]) -> "RunConfi
         return config
     from dataclasses import asdict
 
-    import tyro
-
     from pipelines.config import RunConfig, validate_config
+    from pipelines.option_parser import parse_with_tyro
 
-    overridden = tyro.cli(
+    overridden = parse_with_tyro(
         RunConfig,
+        rest,
         default=config,
-        args=rest,
         prog=f"cil {command}",
         description=_description(command),
     )
@@ -427,8 +425,10 @@ def _finish(reports: "list[RunReport]", common: argparse.Namespace) -> None:
 
 def _print_json(reports: "list[RunReport]", common: argparse.Namespace) -> None:
     if common.json:
+        from pipelines.config import redact_uri
+
         result: dict[str, Any] = {report.stage: report.to_json() for report in reports}
-        print(json.dumps(result, sort_keys=True))
+        print(redact_uri(json.dumps(result, sort_keys=True)))
 
 
 def _how_to_use(report: "RunReport") -> str:

@@ -38,8 +38,12 @@ FORMATS = ("text", "json")
 VARIABLE = "CIL_LOG_FORMAT"
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_ERROR = re.compile(r"error\b|Traceback ")
-_WARNING = re.compile(r"warning\b|interrupted;|ended by SIGTERM|[^\n]*\b\w*Warning: ")
+_ERROR = re.compile(
+    r"error\b|fail\b|Traceback |cil[\w ]*: error:"
+    r"|(?:Required|Unrecognized|Invalid|Missing|Ambiguous) (?:option|argument)"
+    r"|(?:Value|Parsing) error"
+)
+_WARNING = re.compile(r"warn(?:ing)?\b|interrupted;|ended by SIGTERM|[^\n]*\b\w*Warning: ")
 
 _fields: dict[str, str | None] = {"command": None, "stage": None, "run_id": None}
 _state = {"json": False}
@@ -166,9 +170,7 @@ class JsonLines(io.TextIOBase):
             return
         for line in parsed:  # of a worker or a job that writes JSON itself
             assert line is not None
-            message = str(line.pop("message"))
-            level = str(line.pop("level", line.get("levelname", "info"))).lower()
-            self.record(level, message, **line)
+            self.record(**_as_ours(line))
 
 
 class _LogHandler(logging.Handler):
@@ -231,6 +233,22 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and "message" in found else None
+
+
+def _as_ours(line: dict[str, Any]) -> dict[str, Any]:
+    """Give a line of Ray's structured logging our names of time, level and logger."""
+    level = line.pop("levelname", "info").lower()
+    since_1970 = line.pop("timestamp_ns", None)
+    line.pop("asctime", None)
+    if "name" in line:
+        line["logger"] = line.pop("name")
+    if since_1970 is not None:
+        line.setdefault("time", _iso(since_1970 / 1e9))
+    return {"level": level, **line}
+
+
+def _iso(since_1970: float) -> str:
+    return datetime.fromtimestamp(since_1970, UTC).isoformat(timespec="milliseconds")
 
 
 def _level(text: str) -> str:

@@ -5,10 +5,12 @@ of its workers (`ray.LoggingConfig`). A training worker adds rank, MLflow's run 
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["label_records", "logging_options"]
+__all__ = ["label_records", "logging_options", "quiet_start"]
 
 
 def logging_options() -> dict[str, Any]:
@@ -23,6 +25,20 @@ def logging_options() -> dict[str, Any]:
         encoding="JSON", log_level="INFO", additional_log_standard_attrs=["name"]
     )
     return {"logging_config": config}
+
+
+@contextmanager
+def quiet_start(*, debug: bool) -> Iterator[None]:
+    """Keep what Ray says when it starts out of our lines; its structured logging makes it talk."""
+    from pipelines.log_format import logs_as_json
+
+    before = logging.root.manager.disable
+    if logs_as_json() and not debug:
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Labels(logging.Filter):

@@ -15,6 +15,7 @@ from pipelines.config import RunConfig, validate_config
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
 from pipelines.watch import start_heartbeat
+from pipelines.worker_logs import label_training_worker
 
 if TYPE_CHECKING:
     from pipelines.train_step import NonFiniteLossError
@@ -39,7 +40,6 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    _label_logs(settings["run_id"])
     try:
         with ExitStack() as resources:
             return _train(settings, resources)
@@ -54,17 +54,6 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         _log.error("training failed: %s: %s", type(error).__name__, error)
         raise
-
-
-def _label_logs(run_id: str) -> None:
-    """Say in every line of this worker's log which worker of which run it is."""
-    import ray.train
-    from ray.util import get_node_ip_address
-
-    from pipelines.worker_logs import label_records
-
-    rank = ray.train.get_context().get_world_rank()
-    label_records(stage="train", run_id=run_id, rank=rank, node=get_node_ip_address())
 
 
 def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
@@ -84,6 +73,7 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     train = config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    label_training_worker(settings["run_id"], rank, world_size)
     heart = resources.enter_context(start_heartbeat(settings["watch"], train, context))
     torch.set_num_threads(train.cpus_per_worker)
     data = open_training_data(config, num_sharers=context.get_local_world_size())
@@ -106,7 +96,6 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
         at=heart.at,
     )
     rows: list[dict[str, float]] = []
-    _log.info("training from step %d to %d", state.num_steps, train.num_steps)
     while state.num_steps < train.num_steps:
         started = time.monotonic()
         step = state.num_steps

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["label_records", "logging_options", "quiet_start"]
+__all__ = ["label_records", "label_training_worker", "logging_options", "quiet_start"]
+
+_log = logging.getLogger(__name__)
 
 
 def logging_options() -> dict[str, Any]:
@@ -71,3 +73,11 @@ def label_records(**fields: Any) -> None:
             for old in [each for each in handler.filters if isinstance(each, _Labels)]:
                 handler.removeFilter(old)  # of the attempt before, in a process that is used again
             handler.addFilter(labels)
+
+
+def label_training_worker(run_id: str, rank: int, world_size: int) -> None:
+    """Say in every line of this worker's log which worker of which run it is, and that it began."""
+    from ray.util import get_node_ip_address
+
+    label_records(stage="train", run_id=run_id, rank=rank, node=get_node_ip_address())
+    _log.info("worker %d of %d has started", rank, world_size)

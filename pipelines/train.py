@@ -24,7 +24,7 @@ from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_ha
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.fused_input import choose_impl
 from pipelines.ledger import LedgerCallback
-from pipelines.log_format import note_run
+from pipelines.log_format import logs_as_json, note_run
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import save_model
 from pipelines.pretrained_parts import model_identity
@@ -303,6 +303,7 @@ def _fit(
             "impl": impl,
             "watch": watch,
             "run_id": run_id,
+            "logs_as_json": logs_as_json(),
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(

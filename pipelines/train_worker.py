@@ -73,7 +73,7 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     train = config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    label_training_worker(settings["run_id"], rank, world_size)
+    label_training_worker(settings["run_id"], rank, world_size, as_json=settings["logs_as_json"])
     heart = resources.enter_context(start_heartbeat(settings["watch"], train, context))
     torch.set_num_threads(train.cpus_per_worker)
     data = open_training_data(config, num_sharers=context.get_local_world_size())

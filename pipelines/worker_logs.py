@@ -68,16 +68,45 @@ def label_records(**fields: Any) -> None:
         fields: for example ``rank``, ``node`` and ``run_id``.
     """
     labels = _Labels(fields)
-    for logger in (logging.getLogger(), logging.getLogger("ray")):
+    for logger in _loggers():
         for handler in logger.handlers:
             for old in [each for each in handler.filters if isinstance(each, _Labels)]:
                 handler.removeFilter(old)  # of the attempt before, in a process that is used again
             handler.addFilter(labels)
 
 
-def label_training_worker(run_id: str, rank: int, world_size: int) -> None:
-    """Say in every line of this worker's log which worker of which run it is, and that it began."""
+def _loggers() -> list[logging.Logger]:
+    """Return the loggers that Ray gives handlers to."""
+    return [logging.getLogger(name) for name in (None, "ray", "ray.train")]
+
+
+def _plain_lines_as_json() -> None:
+    """Put JSON in the place of the plain lines that Ray Train sets up in its workers."""
+    from ray._common.filters import CoreContextFilter
+    from ray._common.formatters import JSONFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONFormatter())
+    handler.addFilter(CoreContextFilter())
+    for logger in _loggers():
+        for old in logger.handlers[:]:
+            if isinstance(old, logging.StreamHandler) and not isinstance(old, logging.FileHandler):
+                logger.removeHandler(old)
+                logger.addHandler(handler)
+
+
+def label_training_worker(run_id: str, rank: int, world_size: int, *, as_json: bool) -> None:
+    """Say in every line of this worker's log which worker of which run it is, and that it began.
+
+    Args:
+        run_id: of MLflow.
+        rank: of the worker.
+        world_size: number of workers.
+        as_json: whether the command writes JSON.
+    """
     from ray.util import get_node_ip_address
 
+    if as_json:
+        _plain_lines_as_json()
     label_records(stage="train", run_id=run_id, rank=rank, node=get_node_ip_address())
     _log.info("worker %d of %d has started", rank, world_size)

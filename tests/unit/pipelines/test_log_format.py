@@ -19,7 +19,7 @@ from pipelines.log_format import (
     stderr_lines,
 )
 from pipelines.progress import console, stage_progress
-from pipelines.worker_logs import label_records, logging_options
+from pipelines.worker_logs import label_records, label_training_worker, logging_options
 
 KEYS = ["time", "level", "message", "command", "stage", "run_id"]
 
@@ -252,6 +252,28 @@ def test_workers_log_json_only_with_the_command():
     with stderr_lines("json", command="try"):
         config = logging_options()["logging_config"]
     assert (config.encoding, config.log_level) == ("JSON", "INFO")
+
+
+def test_plain_lines_of_a_training_worker_become_json_and_files_stay(monkeypatch, capsys, tmp_path):
+    from ray._private.log import PlainRayHandler
+
+    loggers = {name: logging.Logger(str(name)) for name in (None, "ray", "ray.train")}
+    file, plain = logging.FileHandler(tmp_path / "app.log"), PlainRayHandler()
+    for logger in loggers.values():
+        logger.handlers = [file, plain]
+    own = logging.getLogger("pipelines.worker_logs")
+    monkeypatch.setattr(own, "parent", loggers[None])
+    monkeypatch.setattr(own, "level", logging.INFO)
+    monkeypatch.setattr(logging, "getLogger", lambda name=None: loggers[name])
+    label_training_worker("r1", 1, 4, as_json=True)
+    (line,) = read(capsys.readouterr().err)
+    assert (line["message"], line["rank"]) == ("worker 1 of 4 has started", 1)
+    assert (line["run_id"], line["stage"], line["level"]) == ("r1", "train", "info")
+    assert (tmp_path / "app.log").read_text() == "worker 1 of 4 has started\n"
+    for logger in loggers.values():
+        assert file in logger.handlers
+        assert plain not in logger.handlers
+    file.close()
 
 
 def test_records_of_a_worker_are_labelled_once_and_show_no_password(monkeypatch):

@@ -28,16 +28,21 @@ def parse_with_tyro(kind: type[Settings], arguments: Sequence[str], **options: A
     Raises:
         SystemExit: with code 2 after a mistake, 0 after the help.
     """
-    import tyro
-
     shown = [redact_uri(word) for word in arguments]
     if shown == list(arguments):
-        return tyro.cli(kind, args=arguments, **options)
+        return _parsed(kind, arguments, options)
     with contextlib.redirect_stderr(io.StringIO()):
         try:
-            return tyro.cli(kind, args=arguments, **options)
+            return _parsed(kind, arguments, options)
         except SystemExit as error:
             if not error.code:
                 raise
-    tyro.cli(kind, args=shown, **options)  # the same mistake, so it exits
+    _parsed(kind, shown, options)  # the same mistake, so it exits
     raise ConfigError("an option is wrong; see --help")
+
+
+def _parsed(kind: type[Settings], arguments: Sequence[str], options: dict[str, Any]) -> Settings:
+    import tyro
+
+    parsed: Settings = tyro.cli(kind, args=arguments, **options)
+    return parsed

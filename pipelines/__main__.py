@@ -47,7 +47,21 @@ def _main(arguments: list[str]) -> int:
         return 2
     rest, job = _before_job(command, rest)
     common, rest = _common_options(rest)
-    return _guarded(lambda: _dispatch(command, common, rest + job), debug=common.debug)
+    return _logged(command, common, lambda: _dispatch(command, common, rest + job))
+
+
+def _logged(command: str, common: argparse.Namespace, action: Callable[[], int]) -> int:
+    """Run a command with its stderr in the format that was asked for."""
+    from cil.errors import ConfigError
+    from pipelines.log_format import chosen_format, stderr_lines
+
+    try:
+        log_format = chosen_format(common.log_format)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with stderr_lines(log_format, command=command):
+        return _guarded(action, debug=common.debug)
 
 
 def _before_job(command: str, words: list[str]) -> tuple[list[str], list[str]]:
@@ -62,6 +76,7 @@ def _common_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--log-format", choices=("text", "json"))
     known, rest = parser.parse_known_args(arguments)
     return known, [_LONG_FORMS.get(word, word) for word in _split(rest)]
 
@@ -89,7 +104,7 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
         return int(error.code or 0)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(redact_uri(traceback.format_exc()))
         if was_terminated():
             return _interrupted()
         if isinstance(error, CilError):
@@ -220,8 +235,7 @@ def _show(
 
 
 def _sample(common: argparse.Namespace, rest: list[str]) -> int:
-    import tyro
-
+    from pipelines.option_parser import parse_with_tyro
     from pipelines.sample import SampleArguments, run_command
 
     if common.config or common.dry_run:
@@ -231,8 +245,8 @@ def _sample(common: argparse.Namespace, rest: list[str]) -> int:
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="cil sample")
     flags.add_argument("--analytic-init", action=argparse.BooleanOptionalAction)
     given, rest = flags.parse_known_args(rest)
-    arguments = tyro.cli(
-        SampleArguments, args=rest, prog="cil sample", description=_description("sample")
+    arguments = parse_with_tyro(
+        SampleArguments, rest, prog="cil sample", description=_description("sample")
     )
     arguments = dataclasses.replace(arguments, analytic_init=given.analytic_init)
     _finish([run_command(arguments)], common)
@@ -402,14 +416,13 @@ def _overridden(command: str, config: "RunConfig", rest: list[str]) -> "RunConfi
         return config
     from dataclasses import asdict
 
-    import tyro
-
     from pipelines.config import RunConfig, validate_config
+    from pipelines.option_parser import parse_with_tyro
 
-    overridden = tyro.cli(
+    overridden = parse_with_tyro(
         RunConfig,
+        rest,
         default=config,
-        args=rest,
         prog=f"cil {command}",
         description=_description(command),
     )
@@ -417,7 +430,8 @@ def _overridden(command: str, config: "RunConfig", rest: list[str]) -> "RunConfi
 
 
 def _description(command: str) -> str:
-    common = "" if command == "sample" else " Also: --config FILE, --dry-run, --json, --debug."
+    common = " Also: --config FILE, --dry-run, --json, --debug, --log-format json."
+    common = "" if command == "sample" else common
     return f"{COMMANDS[command]}. Example: {EXAMPLES[command]}.{common}"
 
 
@@ -438,8 +452,10 @@ def _finish(reports: "list[RunReport]", common: argparse.Namespace) -> None:
 
 def _print_json(reports: "list[RunReport]", common: argparse.Namespace) -> None:
     if common.json:
+        from pipelines.config import redact_uri
+
         result: dict[str, Any] = {report.stage: report.to_json() for report in reports}
-        print(json.dumps(result, sort_keys=True))
+        print(redact_uri(json.dumps(result, sort_keys=True)))
 
 
 def _how_to_use(report: "RunReport") -> str:

@@ -39,6 +39,7 @@ options of every stage:
   --dry-run             print the resolved configuration and stop
   --json                print one JSON object as the last line of stdout
   --debug               show tracebacks and the logs of workers
+  --log-format json     stderr as one JSON object per line; also CIL_LOG_FORMAT=json
   --help                all settings of a command with their defaults
 
 examples:

@@ -356,6 +356,12 @@ def _paths(owner: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{item.name}"
 
 
+_SECRET_PARAMETER = re.compile(
+    r"(?i)([?&;][\w-]*(?:password|passwd|pwd|token|secret|signature|sig|api[_-]?key|access[_-]?key)=)"
+    r"[^&;#\s'\"]*"
+)
+
+
 def redact_uri(uri: str) -> str:
     """Replace passwords and tokens in the URIs of a text, so that it can be shown.
 
@@ -363,7 +369,7 @@ def redact_uri(uri: str) -> str:
     names no host, as sqlite:///me@home.db.
     """
     uri = re.sub(r"(?<=://)(?!/)([^\s'\"]*)@", _redact_userinfo, uri)
-    return re.sub(r"(?i)([?&;][\w-]*(?:password|passwd|token|secret)=)[^&;#\s'\"]*", r"\1***", uri)
+    return _SECRET_PARAMETER.sub(r"\1***", uri)
 
 
 def _redact_userinfo(match: re.Match[str]) -> str:
@@ -375,14 +381,21 @@ def config_to_yaml(config: RunConfig) -> str:
     """Render the resolved configuration as YAML, with secrets in URIs replaced."""
     import yaml
 
-    raw = _plain(asdict(config))
+    raw = _redacted(_plain(asdict(config)))
     from pipelines.remote import shown_url
 
-    raw["tracking"]["uri"] = redact_uri(config.tracking.uri)
     for section, name in (("data", "videos"), ("data", "video_root"), ("output", "dataset")):
         if raw[section][name] is not None:
             raw[section][name] = shown_url(raw[section][name])
     return str(yaml.safe_dump(raw, sort_keys=False))
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    return redact_uri(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

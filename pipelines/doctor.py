@@ -15,7 +15,7 @@ from typing import Literal
 
 from cil.errors import CilError
 from pipelines import tracking
-from pipelines.config import RunConfig, dataset_of, environment
+from pipelines.config import RunConfig, dataset_of, environment, redact_uri
 from pipelines.progress import console
 from pipelines.remote import shown_url
 from pipelines.source_state import source_options
@@ -108,7 +108,7 @@ def _setting(name: str, found: str, check: Callable[[], None]) -> Check:
     try:
         check()
     except CilError as error:
-        return Check(name=name, state="fail", found=str(error))
+        return Check(name=name, state="fail", found=redact_uri(str(error)))
     return Check(name=name, state="ok", found=found)
 
 
@@ -183,7 +183,7 @@ def _ray(config: RunConfig) -> Check:
 
             resources = ray.cluster_resources()
     except CilError as error:
-        return Check(name="ray", state="fail", found=str(error))
+        return Check(name="ray", state="fail", found=redact_uri(str(error)))
     found = f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU at {address}"
     return Check(name="ray", state="ok", found=found)
 

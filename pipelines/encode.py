@@ -18,7 +18,7 @@ from typing import Any
 
 from cil.errors import DataError, StageError
 from cil.models import FirstStage
-from pipelines import dataset_report
+from pipelines import dataset_report, prometheus
 from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of
 from pipelines.dataset import located
 from pipelines.dataset_identity import (
@@ -129,6 +129,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     _encode_missing(config, store, plan, source)
     store.remove_temporaries()  # of workers that died and were replaced
     manifest = _finish(store, plan, source, first_stage, null_condition)
+    prometheus.add_quarantined(manifest.totals["videos_quarantined"], run_id=prometheus.NO_RUN)
     return _report(store, config, manifest, source, watch, reused=False)
 
 
@@ -196,12 +197,16 @@ def _encode_missing(config: RunConfig, store: Store, plan: _Plan, source: Source
         num_cpus=encode.decoders_per_worker,
         num_gpus=int(encode.use_gpu),
     )
-    clips = 0
+    clips, watch = 0, Stopwatch()
     with stage_progress("encode: shards", len(plan.specs)) as progress:
         progress.update(len(plan.specs) - len(missing))
         for row in results:
             clips += json.loads(row["sidecar"])["count"]
             progress.advance(f"{clips} clips")
+    if clips:
+        prometheus.set_clips_per_second(
+            clips / max(watch.seconds(), 0.01), run_id=prometheus.NO_RUN, stage="encode"
+        )
 
 
 def _is_missing(store: Store, spec: ShardSpec, plan: _Plan, source: SourceState) -> bool:

@@ -19,7 +19,7 @@ import ray
 from ray.train import UserCallback
 
 from cil.errors import CilError
-from pipelines import tracking
+from pipelines import prometheus, tracking
 from pipelines.progress import stage_progress
 from pipelines.termination import Terminated, was_terminated
 
@@ -122,14 +122,21 @@ def training_note(rows: list[dict[str, float]], seconds_left: float) -> str:
         seconds_left: until the last step.
     """
     row = rows[-1]
-    seconds = sum(each["seconds"] for each in rows)
-    speed = sum(each["clips"] for each in rows) / seconds if seconds else 0.0
-    waits = sum(each.get("data_wait_s", 0.0) for each in rows) / seconds if seconds else 0.0
+    speed, waits = _speed(rows)
     left = f"  about {seconds_left:.0f} s left" if seconds_left > 0 else ""
     return (
         f"loss {row['loss']:.4f}  grad {row['grad_norm']:.2f}  {speed:.1f} clips/s  "
         f"data wait {waits:.0%}{left}"
     )
+
+
+def _speed(rows: list[dict[str, float]]) -> tuple[float, float]:
+    """Return clips per second, and the share of the time that waited for data, 0 to 1."""
+    seconds = sum(each["seconds"] for each in rows)
+    if not seconds:
+        return 0.0, 0.0
+    waited = sum(each.get("data_wait_s", 0.0) for each in rows)
+    return sum(each["clips"] for each in rows) / seconds, waited / seconds
 
 
 class ReportCallback(UserCallback):  # type: ignore[misc]
@@ -176,6 +183,7 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
             self._rate.add(metrics[0]["rows"])
             left = self._rate.seconds_left(self._num_steps - done)
             self._board.post.remote(done, training_note(metrics[0]["rows"], left))
+            self._send(metrics[0]["rows"])
         if checkpoint is not None and self._keep is not None:
             try:
                 self._keep(Path(checkpoint.path))
@@ -188,6 +196,13 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
             self._watch.see(rows, log.rows)
         log.append(rows)
         tracking.log_rows(self._tracking_uri, self._run_id, rows)
+
+    def _send(self, rows: list[dict[str, float]]) -> None:
+        """Send what Prometheus shows of the last report."""
+        speed, waits = _speed(rows)
+        prometheus.set_loss(rows[-1]["loss"], run_id=self._run_id)
+        prometheus.set_clips_per_second(speed, run_id=self._run_id, stage="train")
+        prometheus.set_data_wait_share(waits, run_id=self._run_id)
 
 
 def run_and_watch(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,12 +16,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipelines.log_format import logs_as_json
+
 __all__ = ["StageProgress", "console", "stage_progress"]
 
 _PLAIN_INTERVAL_S = 5.0
 _ETA_FROM = 0.1
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console that shows no password of a URI."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        from pipelines.config import redact_uri
+
+        shown = (redact_uri(item) if isinstance(item, str) else item for item in objects)
+        super().print(*shown, **options)
+
+
+console = _Console(stderr=True, highlight=False, soft_wrap=True)
 """Where everything for people goes; stdout is kept for --json."""
 
 
@@ -71,7 +85,7 @@ def stage_progress(title: str, total: int, *, eta: bool = True) -> Iterator[Stag
         eta: say how long it will take, from the pieces done since the start; without, the notes
             must, as they do where some pieces were done by an earlier command.
     """
-    if not console.is_terminal:
+    if logs_as_json() or not console.is_terminal:
         yield StageProgress(title, total, None, eta=eta)
         return
     columns = (

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from cil.errors import StageError
 from pipelines.config import environment
 from pipelines.environment_variables import variables_for
+from pipelines.log_format import logs_as_json, only_our_handlers
 from pipelines.progress import console
 from pipelines.settings import ClusterConfig
 from pipelines.termination import sigterm_raises
+from pipelines.worker_logs import logging_options, quiet_start
 
 __all__ = ["check_resources", "ray_session", "root_cause"]
 
@@ -44,19 +46,23 @@ def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]
     address = config.address or environment("RAY_ADDRESS")
     level = logging.INFO if debug else logging.ERROR
     try:
-        ray.init(
-            address=address,
-            num_cpus=None if address else config.num_cpus,
-            dashboard_host=None if address else "127.0.0.1",
-            log_to_driver=debug,
-            logging_level=level,
-            configure_logging=True,
-        )
+        with quiet_start(debug=debug):
+            ray.init(
+                address=address,
+                num_cpus=None if address else config.num_cpus,
+                dashboard_host=None if address else "127.0.0.1",
+                log_to_driver=debug,
+                logging_level=level,
+                configure_logging=True,
+                **logging_options(),
+            )
     except Exception as error:  # a start that takes too long comes as a bare Exception
         raise StageError(
             f"cannot reach Ray at {address or 'a new local cluster'}: {error}; "
             "check cluster.address and RAY_ADDRESS"
         ) from error
+    if logs_as_json():
+        only_our_handlers()
     _quieten(level)
     with sigterm_raises():
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cil.errors import ConfigError, DataError
 from pipelines import tracking
 from pipelines.config import RunConfig, clip_buckets, dataset_of
+from pipelines.log_format import log_fields
 from pipelines.model_settings import family_settings
 from pipelines.progress import console
 from pipelines.remote import is_url
@@ -80,9 +81,10 @@ def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunRepo
         for number, stage in enumerate(STAGES, 1):
             if command not in ("run", stage):
                 continue
-            if command == "run":
-                console.print(f"[bold]stage {number}/{len(STAGES)}: {stage}[/bold]")
-            reports.append(_run_stage(stage, config, session, debug=debug))
+            with log_fields(stage=stage):
+                if command == "run":
+                    console.print(f"[bold]stage {number}/{len(STAGES)}: {stage}[/bold]")
+                reports.append(_run_stage(stage, config, session, debug=debug))
     return reports
 
 

@@ -219,7 +219,7 @@ def _check_unchanged(job: Job) -> None:
 
 def _follow(client: Jobs, name: str) -> Ending:
     def show(piece: str) -> None:
-        sys.stderr.write(piece)
+        sys.stderr.writelines(piece.splitlines(keepends=True))  # a line may be JSON of its own
         sys.stderr.flush()
 
     address = client.get_address()

@@ -24,6 +24,7 @@ from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_ha
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.fused_input import choose_impl
 from pipelines.ledger import LedgerCallback
+from pipelines.log_format import logs_as_json, note_run
 from pipelines.metrics_log import MetricsLog, ProgressBoard, ReportCallback, run_and_watch
 from pipelines.model_folder import save_model
 from pipelines.pretrained_parts import model_identity
@@ -95,11 +96,9 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     _check_clips(config, data)
     impl = choose_impl(config.time_noise.impl, use_gpu=config.train.use_gpu)
     identity = train_identity(config, manifest.fingerprint)
-    done = folder / "report.json"
-    if done.exists() and read_json(done)["inputs"]["identity"] == identity:
-        report = RunReport.load(done)
-        if hash_of_folder(folder / "model") == report.outputs["model_sha256"]:
-            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    finished = _finished(folder, identity)
+    if finished is not None:
+        return RunReport(**{**asdict(finished), "reused": True, "seconds": watch.seconds()})
     if config.train.num_workers > data.num_clips:
         raise StageError(
             f"train.num_workers must be <= the number of clips, got {config.train.num_workers} "
@@ -114,6 +113,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     check_conditions(config, data)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     run_id = tracking.start_run(config, folder, manifest, identity)
+    note_run(run_id)
     log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
     session.enter_context(ray_session(config.cluster, debug=debug))
     say_what_is_held_out(config, data)
@@ -172,8 +172,19 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         },
         seconds=watch.seconds(),
     )
-    report.save(done)
+    report.save(folder / "report.json")
     return report
+
+
+def _finished(folder: Path, identity: str) -> RunReport | None:
+    """Return the report of this training if it is done and its model is whole."""
+    done = folder / "report.json"
+    if not done.exists() or read_json(done)["inputs"]["identity"] != identity:
+        return None
+    report = RunReport.load(done)
+    note_run(str(report.outputs["mlflow_run_id"]))
+    whole = hash_of_folder(folder / "model") == report.outputs["model_sha256"]
+    return report if whole else None
 
 
 def _warnings_file(folder: Path, identity: str) -> Path:
@@ -293,6 +304,8 @@ def _fit(
             "universal": None if universal is None else str(universal),
             "impl": impl,
             "watch": watch,
+            "run_id": run_id,
+            "logs_as_json": logs_as_json(),
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(

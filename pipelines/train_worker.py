@@ -4,6 +4,7 @@ Each worker builds the same network, reads its share of every batch ahead, and t
 (`train_step.py`) from the last committed checkpoint on.
 """
 
+import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,11 +15,14 @@ from pipelines.config import RunConfig, validate_config
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
 from pipelines.watch import start_heartbeat
+from pipelines.worker_logs import label_training_worker
 
 if TYPE_CHECKING:
     from pipelines.train_step import NonFiniteLossError
 
 __all__ = ["train_worker"]
+
+_log = logging.getLogger(__name__)
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +51,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             f"the GPU has too little memory: {str(error).partition('. ')[0]}; "
             f"{memory_advice(config)}"
         ) from error
+    except Exception as error:
+        _log.error("training failed: %s: %s", type(error).__name__, error)
+        raise
 
 
 def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
@@ -66,6 +73,7 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     train = config.train
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    label_training_worker(settings["run_id"], rank, world_size, as_json=settings["logs_as_json"])
     heart = resources.enter_context(start_heartbeat(settings["watch"], train, context))
     torch.set_num_threads(train.cpus_per_worker)
     data = open_training_data(config, num_sharers=context.get_local_world_size())

@@ -16,6 +16,7 @@ from cil.errors import DataError
 from pipelines.config import RunConfig
 from pipelines.decode import cover_and_crop, probe_video, sequential
 from pipelines.records import ClipRecord
+from pipelines.remote import shown_url
 from pipelines.source_state import source_options
 from pipelines.sources import SourceVideo, list_videos, local_file, scratch_folder
 from pipelines.storage import sha256_of_file
@@ -39,8 +40,8 @@ def source_frames(record: ClipRecord, config: RunConfig) -> npt.NDArray[np.uint8
     videos = _videos(config.data.videos, source_options(config))
     if record.path not in videos:
         raise DataError(
-            f"{record.path} is no longer among the videos of {config.data.videos}; restore it, or "
-            "set evaluate.reference to latents"
+            f"{record.path} is no longer among the videos of {shown_url(config.data.videos)}; "
+            "restore it, or set evaluate.reference to latents"
         )
     with scratch_folder() as scratch, local_file(videos[record.path], scratch) as path:
         if sha256_of_file(path) != record.content_sha256:

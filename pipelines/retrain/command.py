@@ -6,18 +6,19 @@
 Whatever is killed is completed by the next run with the same data and settings.
 """
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import tracking
+from pipelines import prometheus, tracking
 from pipelines.config import RunConfig
 from pipelines.evaluate.arms import Arm
 from pipelines.gate.evidence import CHALLENGER, DISTANCES, GateEvidence, measure_models
 from pipelines.gate.evidence import CHAMPION as CHAMPION_ARM
 from pipelines.gate.rules import Decision, decide
+from pipelines.log_format import log_fields
 from pipelines.model_card import CARD_FILE, publish_model_card
 from pipelines.progress import console
 from pipelines.promotion import CHAMPION, GATE_TAG, promote
@@ -81,8 +82,8 @@ def _locked(config: RunConfig, session: ExitStack, watch: Stopwatch, *, debug: b
     champion = aliased(config, CHAMPION)
     if champion is not None:
         check_family(config, champion)
-    _say("encode")
-    encoded = encode.run(config, session=session, debug=debug)
+    with _step("encode"):
+        encoded = encode.run(config, session=session, debug=debug)
     manifest = str(encoded.outputs["fingerprint"])
     fingerprint = fingerprint_of(config, manifest)
     known = _version_of_night(config, fingerprint)
@@ -99,7 +100,8 @@ def _locked(config: RunConfig, session: ExitStack, watch: Stopwatch, *, debug: b
         challenger = known  # a run that was killed between the gate and the promotion
     else:
         challenger = _trained(night, session, debug=debug)
-        _judged(night, challenger, session, debug=debug)
+        with log_fields(stage="gate"):
+            _judged(night, challenger, session, debug=debug)
     status, reason = _settled(config, challenger.version)
     found = {**about, "status": status, **_of(config, challenger)}
     report = _report(watch, {**found, "reason": reason, "folder": str(night.folder)})
@@ -128,17 +130,18 @@ def _trained(night: Night, session: ExitStack, *, debug: bool) -> ModelVersion:
     from pipelines import estimate, register, train
 
     config = night.config
-    _say(f"train, from {'fresh weights' if night.parent is None else f'version {night.parent}'}")
-    trained = train.run(config, session=session, debug=debug)
+    start = "fresh weights" if night.parent is None else f"version {night.parent}"
+    with _step("train", f", from {start}"):
+        trained = train.run(config, session=session, debug=debug)
     run_id = str(trained.outputs["mlflow_run_id"])
     tracking.tag_run(config, run_id, "mlflow.runName", night.run_name)
-    _say("estimate")
-    estimate.run(config, session=session, debug=debug)
-    _say("register")
+    with _step("estimate"):
+        estimate.run(config, session=session, debug=debug)
     tags = {FINGERPRINT_TAG: night.fingerprint, GATE_TAG: _PENDING}
     if night.parent is not None:
         tags[PARENT_TAG] = night.parent
-    registered = register.run(config, tags=tags)
+    with _step("register"):
+        registered = register.run(config, tags=tags)
     return version_of(config, str(registered.outputs["version"]))
 
 
@@ -198,9 +201,11 @@ def _settled(config: RunConfig, version: str) -> tuple[str, str]:
     judged = version_of(config, version)
     reason = judged.tags.get("gate_reason", "")
     if judged.tags.get(GATE_TAG) != _PASSED:
+        prometheus.add_gate_decision(promoted=False)
         console.print(f"the gate refused version {version}: {reason}", style="red", markup=False)
         return _REFUSED, reason
     move = promote(config, version, reason=reason, evidence=f"mlflow run {judged.run_id}")
+    prometheus.add_gate_decision(promoted=True)
     before = move.previous or "none"
     console.print(f"version {version} is champion now, before it was {before}", markup=False)
     return "promoted", reason
@@ -215,6 +220,14 @@ def _of(config: RunConfig, version: ModelVersion) -> dict[str, Any]:
         "champion": None if champion is None else champion.version,
         "tracking_uri": tracking.shown_uri(config),
     }
+
+
+@contextmanager
+def _step(stage: str, how: str = "") -> Iterator[None]:
+    """Say that a stage begins, and put its name into the lines of the log until it ends."""
+    with log_fields(stage=stage):
+        _say(f"{stage}{how}")
+        yield
 
 
 def _say(what: str) -> None:

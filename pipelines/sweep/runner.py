@@ -6,6 +6,7 @@ the others go on.
 """
 
 import shutil
+import sys
 import traceback
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pipelines.config import RunConfig, redact_uri
+from pipelines.log_format import log_fields
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.storage import commit, temporary_beside
@@ -94,9 +96,11 @@ def run_arms(
         CilError: the shared data set or its statistics could not be made.
     """
     console.print("[bold]data set of all arms[/bold]")
-    encoded = stages.encode(sweep.base, session=session, debug=debug)
+    with log_fields(stage="encode"):
+        encoded = stages.encode(sweep.base, session=session, debug=debug)
     if any(run.shares_data for run in sweep.runs):
-        stages.estimate(sweep.base, session=session, debug=debug)
+        with log_fields(stage="estimate"):
+            stages.estimate(sweep.base, session=session, debug=debug)
     outcomes: list[Outcome] = []
     chosen = [run for run in sweep.runs if not only or run.arm in only]
     stopped = False
@@ -127,26 +131,32 @@ def _run_arm(
     watch, config = Stopwatch(), run.config
     reports: list[RunReport] = []
 
-    def done(report: RunReport) -> None:
+    def do(stage: str, run_stage: Callable[[], RunReport]) -> None:
+        with log_fields(stage=stage):
+            report = run_stage()
         reports.append(report)
         state = "was complete" if report.reused else f"{report.seconds:.1f} s"
         console.print(f"{run.label}: {report.stage} ({state})", markup=False)
 
     tags = {"sweep": sweep.name, "sweep_arm": run.arm, "sweep_seed": str(run.seed)}
     try:
-        if run.shares_data:
-            _share_statistics(sweep.base, config)
-        else:
-            done(stages.encode(config, session=session, debug=debug))
-        done(stages.train(config, session=session, debug=debug))
-        done(stages.estimate(config, session=session, debug=debug))
-        done(stages.register(config, into_registry=into_registry, alias=None, tags=tags))
-        done(stages.sample(config))
+        with log_fields(run_id=None):
+            if run.shares_data:
+                _share_statistics(sweep.base, config)
+            else:
+                do("encode", lambda: stages.encode(config, session=session, debug=debug))
+            do("train", lambda: stages.train(config, session=session, debug=debug))
+            do("estimate", lambda: stages.estimate(config, session=session, debug=debug))
+            do(
+                "register",
+                lambda: stages.register(config, into_registry=into_registry, alias=None, tags=tags),
+            )
+            do("sample", lambda: stages.sample(config))
     except Exception as error:  # whatever it is, the other arms can still be compared
         if was_terminated():  # Ray may have made another error of it; no arm is to be begun
             raise Terminated from error
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(redact_uri(traceback.format_exc()))
         message = redact_uri(f"{type(error).__name__}: {error}")
         return _outcome(run, "failed", error=message, seconds=watch.seconds())
     reused = all(report.reused for report in reports)

@@ -93,7 +93,8 @@ def _parameters(config: RunConfig) -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = [("seed", config.seed)]
     for section, values in asdict(config).items():
         if isinstance(values, dict) and section not in ("tracking", "output", "cluster"):
-            flat += [(f"{section}.{key}", value) for key, value in values.items()]
+            shown = {key: shown_url(v) if isinstance(v, str) else v for key, v in values.items()}
+            flat += [(f"{section}.{key}", value) for key, value in shown.items()]
     return flat
 
 
@@ -102,7 +103,7 @@ def _log_dataset(client: Any, run_id: str, config: RunConfig, manifest: Manifest
 
     source = json.dumps({"uri": shown_url(dataset_of(config))})
     dataset = mlflow.entities.Dataset(
-        name=Path(config.data.videos).name or "videos",
+        name=Path(shown_url(config.data.videos)).name or "videos",
         digest=manifest.fingerprint[:36],  # MLflow's limit
         source_type="local",
         source=source,

@@ -90,7 +90,11 @@ class Service:
 
     def run(self, name: str, *overrides: str) -> tuple[int, dict]:
         done = subprocess.run(
-            self.command(name, *overrides), capture_output=True, text=True, timeout=900, check=False
+            self.command(name, *overrides),
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
         )
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout.splitlines()[-1])[name]["outputs"]
@@ -139,7 +143,7 @@ def test_a_week(service):
     night("--retrain.start-from", "config", "--train.num-steps", "1")  # and its retry
     service.deliver(8)  # Friday: two starts at once
     starts = [service.start(), service.start()]
-    said = [json.loads(start.communicate(timeout=900)[0].splitlines()[-1]) for start in starts]
+    said = [json.loads(start.communicate(timeout=1800)[0].splitlines()[-1]) for start in starts]
     both = sorted(each["retrain"]["outputs"]["status"] for each in said)
     assert [start.returncode for start in starts] == [0, 0]
     assert both in (["already running", "promoted"], ["nothing new", "promoted"])

@@ -104,7 +104,7 @@ def test_all_stages_and_going_on(cil, clips, toys, tmp_path, family):
     for row, again in zip(before, rows, strict=False):
         assert again["loss"] == pytest.approx(row["loss"], rel=1e-5), row["step"]
     reports = json.loads(done.stdout.splitlines()[-1])
-    assert sorted(reports) == ["encode", "estimate", "register", "sample", "train"]
+    assert sorted(reports) == ["encode", "estimate", "evaluate", "register", "sample", "train"]
     with_text = (output / "dataset" / "null_condition.safetensors").is_file()
     assert with_text == (family != "svd")
     model = load(family, output / "register" / "model")

@@ -12,7 +12,7 @@ been run by it: their licences and their output are yours to check.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -58,6 +58,16 @@ class Preprocessing:
     """Keyword arguments of the network."""
 
 
+_PLAIN = Preprocessing(
+    name="plain: 0..255, own size",
+    scale=1.0,
+    side=None,
+    num_frames=None,
+    least_frames=1,
+    width=None,
+    outputs="features",
+)
+
 PREPROCESSING: dict[str, Preprocessing] = {
     "i3d": Preprocessing(
         name="i3d-stylegan-v: 0..255, rescaled and resized by the file",
@@ -87,24 +97,8 @@ PREPROCESSING: dict[str, Preprocessing] = {
         width=101,
         outputs="probabilities",
     ),
-    "features": Preprocessing(
-        name="plain: 0..255, own size",
-        scale=1.0,
-        side=None,
-        num_frames=None,
-        least_frames=1,
-        width=None,
-        outputs="features",
-    ),
-    "logits": Preprocessing(
-        name="plain: 0..255, own size",
-        scale=1.0,
-        side=None,
-        num_frames=None,
-        least_frames=1,
-        width=None,
-        outputs="logits",
-    ),
+    "features": _PLAIN,
+    "logits": replace(_PLAIN, outputs="logits"),
 }
 """By kind of file: the published I3D, VideoMAE and C3D, and any other network."""
 

@@ -141,8 +141,10 @@ def _trained(night: Night, session: ExitStack, *, debug: bool) -> ModelVersion:
     if night.parent is not None:
         tags[PARENT_TAG] = night.parent
     with _step("register"):
-        registered = register.run(config, tags=tags)
-    return version_of(config, str(registered.outputs["version"]))
+        version = str(register.run(config, tags=tags).outputs["version"])
+    # the same model may be a version already, of other settings: it is found by this night now
+    tag_version(config, version, {FINGERPRINT_TAG: night.fingerprint})
+    return version_of(config, version)
 
 
 def _judged(night: Night, challenger: ModelVersion, session: ExitStack, *, debug: bool) -> None:

@@ -84,7 +84,6 @@ def open_night(config: RunConfig, fingerprint: str, champion: ModelVersion | Non
         champion: what is champion now; a night that has begun keeps the one it has.
 
     Raises:
-        ConfigError: the champion is of another family.
         StageError: MLflow failed.
     """
     folder = Path(config.output.dir) / RETRAIN_FOLDER / fingerprint[:_SHORT]

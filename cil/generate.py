@@ -5,7 +5,7 @@
 Sampling really starts at time M, which the model's schedule turns into a noise level: the levels
 are made anew from there down, and the first latents are drawn for that level, from the
 Analytic-Init Gaussian or from N(0, sigma_M^2 I). EDM models are sampled by Euler's method on
-Karras' sigmas, VP models by DDIM.
+Karras' sigmas, VP models by DDIM, flow-matching models by Euler's method on shifted times.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,17 @@ from torch.nn import functional
 from cil.analytic_init import AnalyticInit
 from cil.errors import ConfigError, DataError
 from cil.models.base import Guidance, ImageToVideoModel
-from cil.noise_schedule import EDMSchedule, VPSchedule
+from cil.noise_schedule import EDMSchedule, FlowSchedule, VPSchedule
 from cil.parameterization import Denoiser
 from cil.rng import Stream, normal
-from cil.sampling import StepCallback, ddim, ddim_timesteps, euler, karras_sigmas
+from cil.sampling import (
+    StepCallback,
+    ddim,
+    ddim_timesteps,
+    euler,
+    flow_times,
+    karras_sigmas,
+)
 
 __all__ = ["fit_image", "generate", "generate_latents"]
 
@@ -218,4 +225,9 @@ def _sampled(
             min(num_steps, start), start, num_train_timesteps=schedule.num_train_timesteps
         )
         return ddim(denoiser, latents, timesteps, schedule=schedule, callback=callback)
-    raise ConfigError(f"there is no sampler here for {type(schedule).__name__}; use EDM or VP")
+    if isinstance(schedule, FlowSchedule):
+        times = flow_times(num_steps, level, schedule.shift)
+        return euler(denoiser, latents, times, callback=callback)
+    raise ConfigError(
+        f"there is no sampler here for {type(schedule).__name__}; use EDM, VP or flow"
+    )

@@ -344,3 +344,85 @@ def toy_i2vgenxl(tmp_path_factory, clip_tokenizer):
         ),
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_wan(tmp_path_factory):
+    """Folder of a Wan image-to-video pipeline at toy size, written by diffusers itself."""
+    import torch
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanImageToVideoPipeline,
+        WanTransformer3DModel,
+    )
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        PreTrainedTokenizerFast,
+        UMT5Config,
+        UMT5EncoderModel,
+    )
+
+    folder = tmp_path_factory.mktemp("wan") / "toy-wan"
+    words = ["<pad>", "</s>", "<unk>", "red", "kite", "a"]
+    rules = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    rules.pre_tokenizer = pre_tokenizers.Whitespace()
+    rules.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        transformer = WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=12,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=2,
+            image_dim=16,
+            added_kv_proj_dim=24,
+            rope_max_seq_len=32,
+        )
+        for name, value in transformer.named_parameters():
+            value.data += 0.05 * torch.randn(value.shape) * ("norm" not in name)
+        vae = AutoencoderKLWan(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[True, True],
+            latents_mean=[0.2, -0.3, 0.1, 0.0],
+            latents_std=[0.5, 1.5, 0.8, 1.2],
+            scale_factor_spatial=4,
+        )
+        vision = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                image_size=32,
+                patch_size=16,
+            )
+        )
+        text = UMT5EncoderModel(
+            UMT5Config(vocab_size=6, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+        )
+    WanImageToVideoPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=rules, **marks),
+        image_encoder=vision,
+        image_processor=CLIPImageProcessor(crop_size=32, size={"shortest_edge": 32}),
+        transformer=transformer,
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    ).save_pretrained(folder)
+    return folder

@@ -16,6 +16,7 @@ from typing import Any, cast
 from cil.errors import ConfigError
 from cil.models.base import (
     ClipConditions,
+    ClipFirstStage,
     Condition,
     FirstStage,
     Guidance,
@@ -27,6 +28,7 @@ from cil.models.first_stage import FirstStageOptions, load_first_stage
 
 __all__ = [
     "ClipConditions",
+    "ClipFirstStage",
     "Condition",
     "FirstStage",
     "FirstStageOptions",
@@ -47,6 +49,7 @@ _FAMILIES = {
     "svd": ("cil.models.svd", "cil.models.svd_config", "SVDConfig"),
     "tiny": ("cil.models.tiny", "cil.models.tiny_config", "TinyConfig"),
     "videocrafter1": ("cil.models.videocrafter1", "cil.models.lvdm_config", "VideoCrafter1Config"),
+    "wan": ("cil.models.wan", "cil.models.wan_config", "WanConfig"),
 }
 """By name: module of the family, and the module and class of its settings."""
 

@@ -18,7 +18,7 @@ A folder that ``save`` wrote holds first_stage.json and vae/, which diffusers re
 import copy
 import inspect
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +39,15 @@ from cil.shapes import check_shape
 
 __all__ = ["AutoencoderKLFirstStage"]
 
-_CLASSES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 _WEIGHTS = "diffusion_pytorch_model"  # the name that diffusers gives
 
 
 class AutoencoderKLFirstStage:
     """Frames to latents and back by an autoencoder of diffusers. Implements ``FirstStage``."""
 
-    kind = "autoencoder_kl"
+    kind: ClassVar[str] = "autoencoder_kl"
+    classes: ClassVar[tuple[str, ...]] = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
+    """Classes of diffusers that are read."""
 
     def __init__(self, vae: Any, *, options: FirstStageOptions | None = None) -> None:
         """Take a network; use ``from_diffusers`` or ``load``.
@@ -63,20 +64,8 @@ class AutoencoderKLFirstStage:
         self.options = FirstStageOptions() if options is None else options
         self._config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
         self._class = type(vae).__name__
-        shifted = [
-            k for k in ("shift_factor", "latents_mean", "latents_std") if self._config.get(k)
-        ]
-        if shifted:
-            raise DataError(
-                f"this {self._class} sets {', '.join(shifted)}: its latents are shifted as well as "
-                "scaled, which no family here does; use one with a scaling_factor only"
-            )
-        tile_size, step = self.options.tile_size, 4 * self.downsampling
-        if tile_size is not None and tile_size % step:
-            raise ConfigError(
-                f"tile_size must be a multiple of {step} pixels, so that a quarter of a tile, the "
-                f"overlap, is whole in latents; got {tile_size}"
-            )
+        self._check()
+        tile_size = self.options.tile_size
         self._device = check_device(self.options.device)
         self._dtype = check_dtype(self.options.dtype)
         # The weights as published: what is saved, and what the fingerprint names.
@@ -115,9 +104,9 @@ class AutoencoderKLFirstStage:
         part = part_of(Path(folder), "vae")
         config = read_json(part / "config.json")
         name = config.get("_class_name")
-        if name not in _CLASSES:
+        if name not in cls.classes:
             raise DataError(
-                f"{part} holds a {name!r}; this first stage reads {' and '.join(_CLASSES)}"
+                f"{part} holds a {name!r}; this first stage reads {' and '.join(cls.classes)}"
             )
         network = getattr(diffusers, name)
         known = inspect.signature(network.__init__).parameters
@@ -176,12 +165,7 @@ class AutoencoderKLFirstStage:
             ]
             gaussian = DiagonalGaussianDistribution(torch.cat(parts))
             mean, std = gaussian.mean.cpu(), gaussian.std.cpu()
-        if not bool(mean.isfinite().all() and std.isfinite().all()):
-            raise DataError(
-                f"the first stage made latents that are not finite, in {self.options.dtype}; "
-                "use dtype float32, and check the weights if it was"
-            )
-        return Posterior(mean=mean, std=std)
+        return self._finite(Posterior(mean=mean, std=std))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents; chunks are of ``decode_frames_per_chunk`` frames.
@@ -195,12 +179,7 @@ class AutoencoderKLFirstStage:
         Raises:
             DataError: another shape, or a value that is not finite, given or made.
         """
-        check_shape("latents", latents, "F C h w", C=self.latent_channels)
-        if latents.numel() == 0 or not bool(latents.isfinite().all()):
-            raise DataError(
-                f"latents must be finite and at least one frame, got {tuple(latents.shape)} with "
-                "NaN, Inf or nothing in it; look for the step that made them"
-            )
+        self._check_latents(latents)
         with exact_arithmetic(self._device):
             chunks = torch.split(latents, self._decode_chunk(len(latents)))
             return torch.cat([self._pixels(chunk) for chunk in chunks]).cpu()
@@ -248,6 +227,49 @@ class AutoencoderKLFirstStage:
             )
         return codec
 
+    def _check(self) -> None:
+        """Refuse settings that cannot be computed with."""
+        shifted = [
+            k for k in ("shift_factor", "latents_mean", "latents_std") if self._config.get(k)
+        ]
+        if shifted:
+            raise DataError(
+                f"this {self._class} sets {', '.join(shifted)}: its latents are shifted as well as "
+                "scaled, which no family with it does; use one with a scaling_factor only"
+            )
+        tile_size, step = self.options.tile_size, 4 * self.downsampling
+        if tile_size is not None and tile_size % step:
+            raise ConfigError(
+                f"tile_size must be a multiple of {step} pixels, so that a quarter of a tile, the "
+                f"overlap, is whole in latents; got {tile_size}"
+            )
+
+    def _check_latents(self, latents: Tensor) -> None:
+        check_shape("latents", latents, "F C h w", C=self.latent_channels)
+        if latents.numel() == 0 or not bool(latents.isfinite().all()):
+            raise DataError(
+                f"latents must be finite and at least one frame, got {tuple(latents.shape)} with "
+                "NaN, Inf or nothing in it; look for the step that made them"
+            )
+
+    def _finite(self, posterior: Posterior) -> Posterior:
+        if not bool(posterior.mean.isfinite().all() and posterior.std.isfinite().all()):
+            raise DataError(
+                f"the first stage made latents that are not finite, in {self.options.dtype}; "
+                "use dtype float32, and check the weights if it was"
+            )
+        return posterior
+
+    def _bytes(self, pixels: Tensor) -> Tensor:
+        """Round pixels in [-1, 1]: (F, 3, H, W) to (F, H, W, 3) uint8."""
+        if not bool(pixels.isfinite().all()):
+            raise DataError(
+                f"the first stage made pixels that are not finite, in {self.options.dtype}; check "
+                "the size of the latents, which must not be scaled"
+            )
+        levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255)
+        return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
     def _moments(self, frames: Tensor) -> Tensor:
         """Run the encoder: (F, H, W, 3) uint8 to (F, 2 C, h, w) float32, mean and log variance."""
         pixels = frames.to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -258,14 +280,7 @@ class AutoencoderKLFirstStage:
         """Run the decoder: (F, C, h, w) to (F, H, W, 3) uint8."""
         latents = latents.to(device=self._device, dtype=self._dtype)
         temporal = {"num_frames": len(latents)} if self._is_temporal else {}
-        pixels: Tensor = self._decoder.decode(latents, **temporal).sample
-        if not bool(pixels.isfinite().all()):
-            raise DataError(
-                f"the first stage made pixels that are not finite, in {self.options.dtype}; check "
-                "the size of the latents, which must not be scaled"
-            )
-        levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255)
-        return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return self._bytes(self._decoder.decode(latents, **temporal).sample)
 
     def _decode_chunk(self, num_frames: int) -> int:
         """Return how many frames go through the decoder at once."""

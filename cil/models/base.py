@@ -1,13 +1,15 @@
 """What every family of image-to-video models is made of, whatever library its network comes from.
 
     FirstStage          frames (F, H, W, 3) uint8  <->  latents (F, C, h, w), unscaled
+    ClipFirstStage      the same for whole clips: fewer latent frames than frames
     Condition           all that the network is told besides the noisy latents
     ImageToVideoModel   a network, its first stage and its settings: ``model.denoise(...)``
 
 Letters as in ``cil.shapes``; h and w are latents, H and W pixels. A model folder holds
 
     model.json          format_version, family and every setting that sampling needs
-    unet/               the network as diffusers writes it: config.json and safetensors
+    unet/               the network as diffusers writes it: config.json and safetensors; the
+                        transformers of diffusers are in transformer/
     first_stage/        first_stage.json, and first_stage.safetensors or vae/ as diffusers writes it
 """
 
@@ -27,6 +29,7 @@ from cil.parameterization import Parameterization
 __all__ = [
     "FORMAT_VERSION",
     "ClipConditions",
+    "ClipFirstStage",
     "Condition",
     "FirstStage",
     "Guidance",
@@ -124,6 +127,35 @@ class FirstStage(Protocol):
         ...
 
 
+@runtime_checkable
+class ClipFirstStage(FirstStage, Protocol):
+    """A first stage that compresses time: F frames become fewer frames of latents.
+
+    Latents of the image alone do not say what a network is conditioned on then, so the first stage
+    makes that too.
+    """
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Return the frames of the latents of a clip.
+
+        Raises:
+            DataError: a clip of so many frames cannot be encoded.
+        """
+        ...
+
+    def encode_conditioning(self, frame: Any, num_frames: int) -> Tensor:
+        """Encode a clip of which only the first frame is known.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+            num_frames: of the clip.
+
+        Returns:
+            (F, C, h, w) float32, unscaled, F frames of latents; the mean of the posterior.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConditions:
     """What a network may be told of each clip that no noise is added to; a family takes its own.
@@ -159,7 +191,8 @@ class Condition(ClipConditions):
 
     Attributes:
         conditioning_latents: (B, F, C, h, w) float32, times the model's ``conditioning_scale``,
-            already repeated over the frames and already corrupted.
+            already repeated over the frames, where they are those of an image, and already
+            corrupted.
         image_embeds: (B, L, D) float32 tokens for cross-attention, as ``image_tokens`` gives them.
         sigma_cond: (B,) float32 >= 0, noise declared on ``conditioning_latents``; 0 for clean.
     """

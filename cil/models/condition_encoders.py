@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError, DataError
 from cil.models.antialiased_resize import antialiased_resize
-from cil.models.centre_square import centre_square
+from cil.models.centre_square import centre_square, clip_square
 from cil.models.frames import as_frames
 from cil.models.pretrained import (
     architecture_of,
@@ -38,12 +38,13 @@ __all__ = ["EncodedCaption", "ImageEncoder", "TextEncoder", "load_tokenizer"]
 
 Layer = Literal["last", "penultimate"]
 Tokens = Literal["pooled", "hidden"]
-Crop = Literal["none", "square"]
+Crop = Literal["none", "square", "clip"]
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _T5_TEXT = ("T5EncoderModel", "UMT5EncoderModel")
+_CLIP_VISION = ("CLIPVisionModelWithProjection", "CLIPVisionModel")
 
 
 class ImageEncoder:
@@ -94,17 +95,18 @@ class ImageEncoder:
         device: str = "cpu",
         dtype: str = "float32",
     ) -> Self:
-        """Read a ``CLIPVisionModelWithProjection``.
+        """Read a ``CLIPVisionModelWithProjection``, or a ``CLIPVisionModel`` for hidden tokens.
 
         Args:
             folder: holds config.json and model.safetensors, and preprocessor_config.json where
                 the colours are not normalised as by CLIP; or is a diffusers pipeline with these
-                in ``image_encoder/`` and ``feature_extractor/``.
+                in ``image_encoder/`` and ``feature_extractor/`` or ``image_processor/``.
             tokens: ``pooled`` for one projected token (Stable Video Diffusion); ``hidden`` for
                 the class token and one per patch, neither normed nor projected (DynamiCrafter).
             layer: of the ``hidden`` tokens; ``penultimate`` skips the last block.
             crop: ``none`` shows the whole image, its sides squeezed to a square (Stable Video
-                Diffusion, DynamiCrafter); ``square`` its centre square (I2VGen-XL).
+                Diffusion, DynamiCrafter); ``square`` its centre square (I2VGen-XL); ``clip`` too,
+                as CLIP itself cuts it, with a bicubic filter (Wan).
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: ``float32`` or ``bfloat16``.
 
@@ -116,17 +118,23 @@ class ImageEncoder:
             DataError: a file is missing, damaged, pickled or of another kind of network.
         """
         part = part_of(Path(folder), "image_encoder")
-        architecture_of(part, ("CLIPVisionModelWithProjection",))
+        name = architecture_of(part, _CLIP_VISION)
+        if tokens == "pooled" and name != _CLIP_VISION[0]:
+            raise DataError(
+                f"{part} holds a {name}, which projects no pooled token; use tokens 'hidden', or a "
+                f"{_CLIP_VISION[0]}"
+            )
         mean: tuple[float, ...] = _CLIP_MEAN
         std: tuple[float, ...] = _CLIP_STD
-        for candidate in (part, Path(folder) / "feature_extractor"):
+        beside = (Path(folder) / place for place in ("feature_extractor", "image_processor"))
+        for candidate in (part, *beside):
             described = candidate / "preprocessor_config.json"
             if described.is_file():
                 values = read_json(described)
                 mean = _colours(described, values.get("image_mean", mean))
                 std = _colours(described, values.get("image_std", std))
         return cls(
-            transformers_network("CLIPVisionModelWithProjection", part),
+            transformers_network(name, part),
             mean=mean,
             std=std,
             tokens=tokens,
@@ -151,6 +159,8 @@ class ImageEncoder:
         frames = as_frames(frame[None])
         if self._crop == "square":
             frames = centre_square(frames[0], self._size)[None]
+        elif self._crop == "clip":
+            frames = clip_square(frames[0], self._size)[None]
         pixels = frames.to(self._device).permute(0, 3, 1, 2)
         return self._encode(pixels.float() / 127.5 - 1.0)
 

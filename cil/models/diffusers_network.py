@@ -2,12 +2,13 @@
 
 A family that has a network of diffusers names it by a `NetworkKind`. Everything here refuses to
 guess: a number of heads or of groups shows in no weight, so with a wrong one a network loads and
-computes something else. The settings of a network are those in its ``unet/config.json``.
+computes something else. The settings of a network are those in its ``unet/config.json``, or those
+in ``transformer/`` where a kind says so.
 """
 
 import inspect
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -36,14 +37,20 @@ class NetworkKind:
     """Name of the class in diffusers."""
     settings_name: str
     """Name of the family's settings class, for messages."""
+    folder: str = NETWORK_FOLDER
+    """Folder of the network in that of the pipeline."""
+    unused: str | None = None
+    """Part of the names of published weights that the class has no use for."""
+    complete: Callable[[nn.Module], None] | None = None
+    """Gives buffers that no file holds their values, on the CPU."""
 
     def config(self, folder: Path) -> dict[str, Any]:
-        """Read the network's settings from ``unet/config.json`` of a pipeline folder.
+        """Read the network's settings from its ``config.json`` in a pipeline folder.
 
         Raises:
             DataError: no such file, or another network's.
         """
-        path = folder / NETWORK_FOLDER / "config.json"
+        path = folder / self.folder / "config.json"
         config = read_json(path)
         if config.get("_class_name") != self.class_name:
             raise DataError(
@@ -91,9 +98,14 @@ class NetworkKind:
         Raises:
             DataError: weights are missing, pickled or damaged, or are not those of the network.
         """
-        part = folder / NETWORK_FOLDER
+        part = folder / self.folder
         network = self.new_without_weights(self.config(folder))
-        loaded = load_strict(network, read_checkpoint(part), source=part, dtype=torch.float32)
+        if self.complete is not None:
+            self.complete(network)
+        state = read_checkpoint(part)
+        if self.unused is not None:
+            state = {name: value for name, value in state.items() if self.unused not in name}
+        loaded = load_strict(network, state, source=part, dtype=torch.float32)
         return loaded.eval().requires_grad_(requires_grad=True)
 
     def _class(self) -> Any:

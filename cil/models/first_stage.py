@@ -6,16 +6,27 @@ from pathlib import Path
 from typing import Any, cast
 
 from cil.errors import ConfigError, DataError
-from cil.models.base import FirstStage
+from cil.models.base import ClipFirstStage, FirstStage
 from cil.models.pretrained import check_dtype, part_of
 from cil.models.storage import read_json
 
-__all__ = ["FirstStageOptions", "latent_layout", "load_first_stage", "takes_no_options"]
+__all__ = [
+    "FirstStageOptions",
+    "latent_frames",
+    "latent_layout",
+    "load_first_stage",
+    "takes_no_options",
+]
 
 _PATCH_PCA = ("cil.models.patch_pca", "PatchPCA")
 _AUTOENCODER_KL = ("cil.models.autoencoder_kl", "AutoencoderKLFirstStage")
-_KINDS = {"autoencoder_kl": _AUTOENCODER_KL, "patch_pca": _PATCH_PCA}
-_WITH_OPTIONS = {"autoencoder_kl"}
+_AUTOENCODER_KL_WAN = ("cil.models.wan_vae", "WanFirstStage")
+_KINDS = {
+    "autoencoder_kl": _AUTOENCODER_KL,
+    "autoencoder_kl_wan": _AUTOENCODER_KL_WAN,
+    "patch_pca": _PATCH_PCA,
+}
+_WITH_OPTIONS = {"autoencoder_kl", "autoencoder_kl_wan"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +84,10 @@ def load_first_stage(path: str | Path, *, options: FirstStageOptions | None = No
     described = folder / "first_stage.json"
     if not described.is_file():
         if any((folder / name).is_file() for name in ("config.json", "vae/config.json")):
-            return cast(FirstStage, _class(_AUTOENCODER_KL).from_diffusers(folder, options=options))
+            config = read_json(part_of(folder, "vae") / "config.json")
+            is_wan = config.get("_class_name") == "AutoencoderKLWan"
+            chosen = _class(_AUTOENCODER_KL_WAN if is_wan else _AUTOENCODER_KL)
+            return cast(FirstStage, chosen.from_diffusers(folder, options=options))
         raise DataError(
             f"cannot read {described}, and {folder} is no diffusers folder either (config.json or "
             "vae/config.json); give a folder that save() wrote or a published autoencoder"
@@ -110,13 +124,28 @@ def latent_layout(path: str | Path) -> tuple[int, int]:
         return codec.latent_channels, codec.downsampling
     described = part_of(folder, "vae") / "config.json"
     config = read_json(described)
-    channels, stages = config.get("latent_channels"), config.get("block_out_channels")
+    if config.get("_class_name") == "AutoencoderKLWan":
+        channels, stages = config.get("z_dim"), config.get("dim_mult")
+    else:
+        channels, stages = config.get("latent_channels"), config.get("block_out_channels")
     if not isinstance(channels, int) or not isinstance(stages, list) or not stages:
         raise DataError(
-            f"{described} must give latent_channels and block_out_channels, got {channels} and "
-            f"{stages}; take the config.json that the weights were published with"
+            f"{described} must give latent_channels and block_out_channels (z_dim and dim_mult for "
+            f"AutoencoderKLWan), got {channels} and {stages}; take the config.json that the "
+            "weights were published with"
         )
-    return channels, int(2 ** (len(stages) - 1))
+    return channels, int(2 ** (len(stages) - 1)) * int(config.get("patch_size") or 1)
+
+
+def latent_frames(first_stage: FirstStage, num_frames: int) -> int:
+    """Return the frames of the latents of a clip: as many, unless the first stage compresses time.
+
+    Raises:
+        DataError: the first stage cannot encode a clip of so many frames.
+    """
+    if isinstance(first_stage, ClipFirstStage):
+        return first_stage.latent_frames(num_frames)
+    return num_frames
 
 
 def _class(where: tuple[str, str]) -> Any:

@@ -35,6 +35,8 @@ class Batch:
     """(B, L, D) float32."""
     text_embeds: Tensor | None
     """(B, L, D) float32, if the data set has texts."""
+    conditioning_latents: Tensor | None = None
+    """(B, F, C, h, w) float32, unscaled, if the data set has them."""
     epoch: int = 0
     """Epoch of the data set that the step belongs to."""
 
@@ -52,6 +54,9 @@ class Batch:
             std=self.std[start:stop],
             image_embeds=self.image_embeds[start:stop],
             text_embeds=None if self.text_embeds is None else self.text_embeds[start:stop],
+            conditioning_latents=(
+                None if self.conditioning_latents is None else self.conditioning_latents[start:stop]
+            ),
             epoch=self.epoch,
         )
 
@@ -144,6 +149,7 @@ class BatchReader:
             std=parts["std"],
             image_embeds=parts["image_embeds"],
             text_embeds=parts.get("text_embeds"),
+            conditioning_latents=parts.get("conditioning_latents"),
             epoch=self._order.epoch(step),
         )
 
@@ -160,5 +166,11 @@ class BatchReader:
 
 
 def _tensors(clip: LatentClip) -> dict[str, Tensor]:
-    found = {"mean": clip.mean, "std": clip.std, "image_embeds": clip.image_embeds}
-    return found if clip.text_embeds is None else {**found, "text_embeds": clip.text_embeds}
+    found = {
+        "mean": clip.mean,
+        "std": clip.std,
+        "image_embeds": clip.image_embeds,
+        "text_embeds": clip.text_embeds,
+        "conditioning_latents": clip.conditioning_latents,
+    }
+    return {name: tensor for name, tensor in found.items() if tensor is not None}

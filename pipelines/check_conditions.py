@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cil.errors import ConfigError
-from cil.models import load_first_stage
+from cil.models import ClipFirstStage, load_first_stage
 from pipelines.config import RunConfig
 from pipelines.dataset import TrainingData
 from pipelines.model_folder import new_model
@@ -32,7 +32,18 @@ def check_conditions(config: RunConfig, data: TrainingData) -> None:
         latent_channels=first_stage.latent_channels,
         downsampling=first_stage.downsampling,
     )
-    tokens = reader.clip(0).image_embeds
+    clip = reader.clip(0)
+    tokens = clip.image_embeds
+    if isinstance(first_stage, ClipFirstStage) != (clip.conditioning_latents is not None):
+        raise ConfigError(
+            "the data set holds no conditioning latents, and its first stage needs them beside "
+            "those of the clips; encode the videos again"
+        )
+    if config.train.conditioning_frame == "random" and clip.conditioning_latents is not None:
+        raise ConfigError(
+            "train.conditioning_frame random conditions on any frame of a clip, and the data set "
+            "holds conditioning latents of the first frame only; use first"
+        )
     replaced = getattr(model.config, "image_token_replacement", 0.0)
     if config.train.conditioning_frame == "random" and tokens.any() and replaced < 1:
         raise ConfigError(

@@ -26,7 +26,8 @@ class DrawnClips:
     clean: Tensor
     """(B, F, C, h, w) scaled clean latents."""
     conditioning: Tensor
-    """(B, 1, C, h, w) conditioning frame in the scale that the network gets, without noise."""
+    """(B, 1, C, h, w) conditioning frame in the scale that the network gets, without noise; or
+    (B, F, C, h, w) where a data set holds more."""
     frame: Tensor
     """(B, 1, C, h, w) conditioning frame in the scale of ``clean``."""
     tokens: Tensor
@@ -59,6 +60,7 @@ def draw_batch(
         std=batch.std,
         image_embeds=batch.image_embeds,
         text_embeds=batch.text_embeds,
+        conditioning_latents=batch.conditioning_latents,
         sample_ids=sample_ids,
         step=step,
         frames=frames,
@@ -77,6 +79,7 @@ def draw_clips(
     sample_ids: Tensor,
     step: int | None,
     frames: Tensor | None = None,
+    conditioning_latents: Tensor | None = None,
 ) -> DrawnClips:
     """Draw latents from the stored posteriors, and gather the conditions.
 
@@ -91,6 +94,8 @@ def draw_clips(
         sample_ids: (B,) int64, on the device of the result.
         step: of the counter; None takes the mean of the posterior.
         frames: (B,) int64 conditioning frame of each clip; None takes the first.
+        conditioning_latents: (B, F, C, h, w), unscaled, where the data set holds them; they are
+            taken as they are, in place of a frame of the clip's latents.
     """
     device = sample_ids.device
     mean, std = mean.to(device, non_blocking=True), std.to(device, non_blocking=True)
@@ -106,9 +111,12 @@ def draw_clips(
     rows = torch.arange(len(mean), device=device)
     chosen = torch.zeros_like(rows) if frames is None else frames.to(device)
     shown = sample(mean[rows, chosen][:, None], std[rows, chosen][:, None], Stream.COND_POSTERIOR)
+    told = shown
+    if conditioning_latents is not None:
+        told = conditioning_latents.to(device, non_blocking=True)
     return DrawnClips(
         clean=sample(mean, std, Stream.POSTERIOR) * scale,
-        conditioning=shown * model.conditioning_scale,
+        conditioning=told * model.conditioning_scale,
         frame=shown * scale,
         tokens=model.image_tokens(image_embeds.to(device, non_blocking=True)),
         clips=clip_conditions(config, model, records, text_embeds, device=device),

@@ -25,7 +25,12 @@ from pipelines.decode.config import DecodeConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.gate.config import GateConfig
 from pipelines.leak.config import LeakConfig, leak_mistakes
-from pipelines.model_settings import ModelConfig, model_mistakes, noise_mistakes
+from pipelines.model_settings import (
+    ModelConfig,
+    model_mistakes,
+    noise_mistakes,
+    told_mistakes,
+)
 from pipelines.read_config import ReadConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.selection.bucket import Bucket
@@ -145,6 +150,11 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
         yield f"leak.{mistake}"
     yield from model_mistakes(config.model)
     yield from noise_mistakes(config.model, config.time_noise, config.train.condition_dropout)
+    yield from told_mistakes(
+        config.model,
+        text_length=config.condition.text_length,
+        conditioning_frame=config.train.conditioning_frame,
+    )
     yield from _train_checks(config.train)
     yield from _validate_checks(config)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from cil.errors import DataError, StageError
 from cil.models import FirstStage
+from cil.models.first_stage import latent_frames
 from pipelines import dataset_report, prometheus
 from pipelines.config import RunConfig, config_to_yaml, content_hash, dataset_of
 from pipelines.dataset import located
@@ -308,7 +309,8 @@ def _buckets(
         if not sidecar.count:
             continue
         size, factor = Bucket.parse(sidecar.bucket), first_stage.downsampling
-        shape = [size.num_frames, first_stage.latent_channels]
+        frames = latent_frames(first_stage, size.num_frames)
+        shape = [frames, first_stage.latent_channels]
         shape += [size.height // factor, size.width // factor]
         known = buckets.setdefault(sidecar.bucket, {"latents_shape": shape, "clips": 0})
         known["clips"] += sidecar.count

@@ -12,17 +12,21 @@ from cil.time_noise import TimeNoiseConfig
 __all__ = [
     "FAMILIES_WITH_TEXT",
     "LVDM_FAMILIES",
+    "WAN_TEXT_LENGTH",
     "ModelConfig",
     "family_settings",
     "model_mistakes",
     "noise_mistakes",
     "token_width",
+    "told_mistakes",
 ]
 
 LVDM_FAMILIES = ("dynamicrafter", "videocrafter1")
 """Families with the LVDM network; their image tokens are CLIP's hidden ones, projected."""
-FAMILIES_WITH_TEXT = (*LVDM_FAMILIES, "i2vgenxl")
+FAMILIES_WITH_TEXT = (*LVDM_FAMILIES, "i2vgenxl", "wan")
 """Families whose network is told a caption."""
+WAN_TEXT_LENGTH = 512
+"""Tokens of a caption for the family wan."""
 
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
@@ -33,7 +37,7 @@ class ModelConfig:
     """The network that is trained, and its noise schedule; null takes the family's own."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-    family: Literal["tiny", "svd", "dynamicrafter", "videocrafter1", "i2vgenxl"] = "tiny"
+    family: Literal["tiny", "svd", "dynamicrafter", "videocrafter1", "i2vgenxl", "wan"] = "tiny"
     """Model family, a name in the registry of `cil.models`."""
     pretrained: str | None = None
     """Folder of published weights, as diffusers writes a pipeline, or a model folder of ours. Every
@@ -74,12 +78,15 @@ class ModelConfig:
     """Probability of a training step with noise in place of the image tokens (dynamicrafter has
     0.95, videocrafter1 0)."""
     guidance_scale: Annotated[float, Ge(0)] | None = None
-    """Guidance scale of sampling, 1 is off (dynamicrafter has 7.5, videocrafter1 12, i2vgenxl 9).
-    """
+    """Guidance scale of sampling, 1 is off (dynamicrafter has 7.5, videocrafter1 12, i2vgenxl 9,
+    wan 5)."""
     guidance_rescale: Annotated[float, Ge(0), Le(1)] | None = None
     """Share of the guidance rescale (dynamicrafter has 0.7, videocrafter1 0)."""
     negative_prompt: str | None = None
-    """Text that guidance leads away from (i2vgenxl)."""
+    """Text that guidance leads away from (i2vgenxl, wan)."""
+    flow_shift: Positive | None = None
+    """Shift of the time of flow matching, in training and sampling (wan); null takes that of the
+    published folder: 3 for models of 480 rows, 5 for those of 720."""
 
 
 def family_settings(model: ModelConfig) -> dict[str, Any]:
@@ -126,6 +133,8 @@ def noise_mistakes(
     model: ModelConfig, time_noise: TimeNoiseConfig, condition_dropout: float
 ) -> Iterator[str]:
     """Yield what is wrong with the noise on the condition and its dropping for a family."""
+    if model.family == "wan":
+        yield from _noise_mistakes_of_clips(time_noise)
     if model.family not in LVDM_FAMILIES:
         return
     if condition_dropout > 1 / 3:
@@ -151,4 +160,35 @@ def noise_mistakes(
         yield (
             f"time_noise.target {target} and model.image_token_replacement {replacement} both put "
             "noise on the image tokens; set one of them to latents or 0"
+        )
+
+
+def _noise_mistakes_of_clips(time_noise: TimeNoiseConfig) -> Iterator[str]:
+    """Yield what is wrong where conditioning latents are those of a clip, not of one image."""
+    if time_noise.preset == "none":
+        return
+    law = time_noise.law()
+    if law.target in ("latents", "both") and law.noise != "per_frame":
+        yield (
+            f"time_noise.noise must be per_frame for wan, got {law.noise}: all frames of its "
+            "conditioning latents but the first are of grey frames, which show any noise that is "
+            "repeated over them, so that it could be taken off the image again; set it"
+        )
+
+
+def told_mistakes(
+    model: ModelConfig, *, text_length: int | None, conditioning_frame: str
+) -> Iterator[str]:
+    """Yield what is wrong with the conditions of a family."""
+    if model.family != "wan":
+        return
+    if text_length not in (None, WAN_TEXT_LENGTH):
+        yield (
+            f"condition.text_length must be {WAN_TEXT_LENGTH} for wan, whose attention counts on "
+            f"it, got {text_length}; leave it out"
+        )
+    if conditioning_frame != "first":
+        yield (
+            f"train.conditioning_frame must be first for wan, got {conditioning_frame}: the data "
+            "set holds conditioning latents of the first frame; leave it out"
         )

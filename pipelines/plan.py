@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from cil.errors import ConfigError
-from cil.models import FirstStage, load_first_stage
+from cil.models import ClipFirstStage, FirstStage, load_first_stage
+from cil.models.first_stage import latent_frames
 from cil.models.patch_moments import PatchMoments
 from cil.models.patch_pca import PatchPCA
 from pipelines.config import RunConfig, dataset_of
@@ -238,9 +239,12 @@ def _clip_bytes(config: RunConfig, name: str) -> int:
     bucket = Bucket.parse(name)
     if config.first_stage.path is None:
         channels, factor = config.first_stage.latent_channels, config.first_stage.patch_size
+        frames, stored = bucket.num_frames, 2
     else:
         stage = load_first_stage(config.first_stage.path)
         channels, factor = stage.latent_channels, stage.downsampling
-    values = bucket.num_frames * channels * (bucket.height // factor) * (bucket.width // factor)
+        frames = latent_frames(stage, bucket.num_frames)
+        stored = 3 if isinstance(stage, ClipFirstStage) else 2  # with conditioning latents
+    values = frames * channels * (bucket.height // factor) * (bucket.width // factor)
     thumbnail = round(_THUMBNAIL_BYTES_PER_PIXEL * bucket.height * bucket.width)
-    return 2 * values * _BYTES[config.encode.latents_dtype] + _RECORD_BYTES + thumbnail
+    return stored * values * _BYTES[config.encode.latents_dtype] + _RECORD_BYTES + thumbnail

@@ -12,7 +12,7 @@ from cil.errors import ConfigError
 from cil.models.lvdm_folder import text_part
 from cil.models.null_condition import NULL_CONDITION_FILE
 from pipelines.config import RunConfig
-from pipelines.model_settings import FAMILIES_WITH_TEXT, LVDM_FAMILIES
+from pipelines.model_settings import FAMILIES_WITH_TEXT, LVDM_FAMILIES, WAN_TEXT_LENGTH
 from pipelines.settings import ConditionConfig
 from pipelines.storage import hash_of_folder
 
@@ -20,7 +20,9 @@ __all__ = ["is_missing", "model_identity", "with_parts_if_there", "with_pretrain
 
 NETWORK_FOLDER = "unet"
 _NETWORKS = (NETWORK_FOLDER, "image_projector")
-_READ_FOLDERS = {"i2vgenxl": (NETWORK_FOLDER, "scheduler")}
+_FOLDER_OF_FAMILY = {"wan": "transformer"}
+"""Folder of the network, by family; ``unet`` where none is named."""
+_READ_FOLDERS = {"i2vgenxl": (NETWORK_FOLDER, "scheduler"), "wan": ("transformer", "scheduler")}
 """Parts that decide what is trained, by family; the networks where none are named."""
 
 _POOLED = ConditionConfig(
@@ -30,6 +32,13 @@ _HIDDEN = replace(_POOLED, image_tokens="hidden", text_layer="penultimate")
 _OF_FAMILY = {
     **dict.fromkeys(LVDM_FAMILIES, _HIDDEN),
     "i2vgenxl": replace(_POOLED, image_crop="square", text_layer="penultimate"),
+    "wan": ConditionConfig(
+        image_tokens="hidden",
+        image_layer="penultimate",
+        image_crop="clip",
+        text_layer="last",
+        text_length=WAN_TEXT_LENGTH,
+    ),
 }
 """What the encoders give, by family; pooled tokens where none are named."""
 
@@ -50,7 +59,7 @@ def with_pretrained_parts(config: RunConfig) -> RunConfig:
     if place is None:
         return config
     folder = Path(place)
-    if not (folder / NETWORK_FOLDER).is_dir():
+    if not (folder / _network_folder(config.model.family)).is_dir():
         raise ConfigError(_how_to_get(config.model.family, place))
     if config.model.family == "tiny":
         return config  # its first stage is the data set's, and it has no encoders
@@ -95,14 +104,18 @@ def with_parts_if_there(config: RunConfig) -> RunConfig:
 def _how_to_get(family: str, place: str) -> str:
     if family not in LVDM_FAMILIES:
         return (
-            f"model.pretrained must be a folder with {NETWORK_FOLDER}/, as diffusers writes a "
-            f"pipeline, got {place}; download it there"
+            f"model.pretrained must be a folder with {_network_folder(family)}/, as diffusers "
+            f"writes a pipeline, got {place}; download it there"
         )
     return (
         f"model.pretrained must be a model folder that cil import wrote, with {NETWORK_FOLDER}/, "
         f"got {place}; make it of the published checkpoint: cil import {family} model.ckpt "
         "--tokenizer FOLDER --out FOLDER"
     )
+
+
+def _network_folder(family: str) -> str:
+    return _FOLDER_OF_FAMILY.get(family, NETWORK_FOLDER)
 
 
 def _of_family(config: RunConfig) -> ConditionConfig:
@@ -115,6 +128,7 @@ def _of_family(config: RunConfig) -> ConditionConfig:
         image_layer=asked.image_layer or own.image_layer,
         image_crop=asked.image_crop or own.image_crop,
         text_layer=asked.text_layer or own.text_layer,
+        text_length=asked.text_length or own.text_length,
     )
 
 

@@ -120,19 +120,21 @@ class ConditionConfig:
     `image_encoder`); None stores zero tokens."""
     image_tokens: Literal["pooled", "hidden"] | None = None
     """One projected token, as SVD takes it, or all tokens of the encoder; None takes what the model
-    family needs (pooled unless it is dynamicrafter or videocrafter1)."""
+    family needs (pooled unless it is dynamicrafter, videocrafter1 or wan)."""
     image_layer: Literal["last", "penultimate"] | None = None
-    """Layer that all tokens are taken from; None takes the family's (last)."""
-    image_crop: Literal["none", "square"] | None = None
-    """What of the image the encoder sees: all of it, squeezed to a square, or its centre square;
-    None takes the family's (all of it; the centre square for i2vgenxl)."""
+    """Layer that all tokens are taken from; None takes the family's (last; penultimate for wan)."""
+    image_crop: Literal["none", "square", "clip"] | None = None
+    """What of the image the encoder sees: all of it, squeezed to a square, or its centre square, as
+    I2VGen-XL cuts it or as CLIP does; None takes the family's (all of it; square for i2vgenxl, clip
+    for wan)."""
     text_encoder: str | None = None
     """Folder of a CLIP or T5 text encoder with its tokenizer; None stores no text."""
     text_layer: Literal["last", "penultimate"] | None = None
     """Layer that the text's tokens are taken from; None takes the family's (last; penultimate for
     dynamicrafter, videocrafter1 and i2vgenxl)."""
     text_length: Annotated[int, Ge(2)] | None = None
-    """Tokens that a caption is padded or cut to; None takes the encoder's own length."""
+    """Tokens that a caption is padded or cut to; None takes the encoder's own length (512 for wan).
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from cil import rng
-from cil.models import Posterior
+from cil.models import ClipFirstStage, Posterior
 from cil.rng import Stream
 from pipelines.allocator import keep_freed_memory
 from pipelines.config import content_hash
@@ -175,9 +175,23 @@ class ShardEncoder:
             record=record,
             mean=posterior.mean.to(self._dtype).cpu(),
             std=posterior.std.to(self._dtype).cpu(),
-            condition=self._conditions.encode(read.frames[0], video["caption"]),
+            condition=self._condition(read.frames, video["caption"]),
             thumbnail=_webp(read.frames[0]),
         )
+
+    def _condition(
+        self, frames: npt.NDArray[np.uint8], caption: str | None
+    ) -> dict[str, torch.Tensor]:
+        """Encode what a network is told of a clip; with the image, where that is more than tokens.
+
+        A first stage that compresses time makes the conditioning latents itself: they are no frame
+        of the clip's own latents.
+        """
+        made = self._conditions.encode(frames[0], caption)
+        if isinstance(self._first_stage, ClipFirstStage):
+            latents = self._first_stage.encode_conditioning(frames[0], len(frames))
+            made["conditioning_latents"] = latents.to(self._dtype).cpu()
+        return made
 
     def _stored(self, posterior: Posterior, key: str) -> Posterior:
         """Reduce the posterior to what is stored of it."""

@@ -49,6 +49,8 @@ class LatentClip:
     std: Tensor
     image_embeds: Tensor
     text_embeds: Tensor | None = None
+    conditioning_latents: Tensor | None = None
+    """(F, C, h, w), unscaled, where they are more than the latents of the first frame."""
 
 
 class ShardReader:
@@ -158,13 +160,14 @@ class ShardReader:
             DataError: the shard differs from the manifest.
         """
         stored = self.stored_clip(index)
-        text = stored.text_embeds
+        text, shown = stored.text_embeds, stored.conditioning_latents
         return LatentClip(
             record=stored.record,
             mean=_own(stored.mean),
             std=_own(stored.std),
             image_embeds=_own(stored.image_embeds),
             text_embeds=None if text is None else _own(text),
+            conditioning_latents=None if shown is None else _own(shown),
         )
 
     def stored_clip(self, index: int) -> LatentClip:
@@ -185,6 +188,7 @@ class ShardReader:
                 std=latents["std"],
                 image_embeds=condition["image_embeds"],
                 text_embeds=condition.get("text_embeds"),
+                conditioning_latents=condition.get("conditioning_latents"),
             )
         except (KeyError, ValueError, DataError) as error:
             place = self._store.url(tar_name(entry.name))

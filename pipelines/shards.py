@@ -81,7 +81,8 @@ class EncodedClip:
     mean: Tensor
     std: Tensor
     condition: dict[str, Tensor]
-    """Encoded conditions by name: image_embeds (L, D), and text_embeds (L, D) if there are any."""
+    """Encoded conditions by name: image_embeds (L, D), text_embeds (L, D) if there are any, and
+    conditioning_latents (F, C, h, w) where the first stage compresses time."""
     thumbnail: bytes
     """The conditioning frame as WebP."""
 

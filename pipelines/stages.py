@@ -165,12 +165,17 @@ def _check_first_stage(config: RunConfig) -> None:
     if config.first_stage.path is None:
         return
     from cil.models import load_first_stage
+    from cil.models.first_stage import latent_frames
 
     try:
         stage = load_first_stage(config.first_stage.path)
     except (DataError, OSError) as error:
         raise ConfigError(f"first_stage.path: {error}") from error
     for bucket in clip_buckets(config.data):
+        try:
+            latent_frames(stage, bucket.num_frames)
+        except DataError as error:
+            raise ConfigError(f"data.num_frames or data.buckets: {error}") from error
         for name, size in (("height", bucket.height), ("width", bucket.width)):
             if size % stage.downsampling:
                 raise ConfigError(

@@ -130,6 +130,7 @@ def drawn_latents(
     """
     stored = [clip.stored for clip in clips]
     texts = [clip.text_embeds for clip in stored if clip.text_embeds is not None]
+    shown = [c.conditioning_latents for c in stored if c.conditioning_latents is not None]
     return draw_clips(
         config,
         model,
@@ -138,6 +139,7 @@ def drawn_latents(
         std=torch.stack([clip.std for clip in stored]),
         image_embeds=torch.stack([clip.image_embeds for clip in stored]),
         text_embeds=torch.stack(texts) if texts else None,
+        conditioning_latents=torch.stack(shown) if shown else None,
         sample_ids=torch.tensor(
             [clip.sample_id for clip in clips], dtype=torch.int64, device=device
         ),

@@ -206,6 +206,8 @@ def _clip_faults(
         yield "std is negative"
         usable = False
     for name, tensor in load_tensors(content(CONDITION_SUFFIX)).items():
+        if name == "conditioning_latents" and list(tensor.shape) != shape:
+            yield f"{name} has shape {list(tensor.shape)}, the bucket {shape}"
         if not bool(torch.isfinite(tensor.float()).all()):
             yield f"{name} is not finite"
     if content(THUMBNAIL_SUFFIX)[:4] != b"RIFF":

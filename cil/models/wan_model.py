@@ -34,7 +34,7 @@ from cil.models.null_condition import NullCondition
 from cil.models.pretrained import part_of
 from cil.models.storage import read_json, write_json
 from cil.models.wan_config import WanConfig, scheduler_config
-from cil.models.wan_layers import WAN_KIND, WAN_LORA_TARGETS, WANWAN_TEXT_LENGTH, wan_network_call
+from cil.models.wan_layers import WAN_KIND, WAN_LORA_TARGETS, WAN_TEXT_LENGTH, wan_network_call
 from cil.network_input import Counter
 from cil.parameterization import Parameterization
 from cil.shapes import append_dims, check_shape

@@ -24,6 +24,7 @@ PRESETS = {
     "i2vgenxl": "paper-dynamicrafter",
     "dynamicrafter": "paper-dynamicrafter",
     "videocrafter1": "paper-videocrafter",
+    "wan": "mild",
 }
 
 
@@ -65,16 +66,18 @@ def kill_in_training(command, output):
 
 
 @pytest.fixture(scope="session")
-def toys(toy_svd, toy_i2vgenxl, toy_lvdm):
-    return {"svd": toy_svd, "i2vgenxl": toy_i2vgenxl, **toy_lvdm}
+def toys(toy_svd, toy_i2vgenxl, toy_lvdm, toy_wan):
+    return {"svd": toy_svd, "i2vgenxl": toy_i2vgenxl, "wan": toy_wan, **toy_lvdm}
 
 
 @pytest.mark.parametrize("family", list(PRESETS))
 def test_all_stages_and_going_on(cil, clips, toys, tmp_path, family):
+    is_wan = family == "wan"
+    part = "transformer" if is_wan else "unet"
     settings = {
-        "data": {"num_frames": 4, "fps": 8, "height": 32, "width": 32},
+        "data": {"num_frames": 5 if is_wan else 4, "fps": 8, "height": 32, "width": 32},
         "model": {"family": family, "pretrained": str(toys[family])},
-        "time_noise": {"preset": PRESETS[family]},
+        "time_noise": {"preset": PRESETS[family], **({"noise": "per_frame"} if is_wan else {})},
         "train": {
             "num_steps": 6,
             "global_batch_size": 4,
@@ -108,14 +111,15 @@ def test_all_stages_and_going_on(cil, clips, toys, tmp_path, family):
     with_text = (output / "dataset" / "null_condition.safetensors").is_file()
     assert with_text == (family != "svd")
     model = load(family, output / "register" / "model")
-    start = load_file(toys[family] / "unet" / "diffusion_pytorch_model.safetensors")
+    start = load_file(toys[family] / part / "diffusion_pytorch_model.safetensors")
     trained = model.network.state_dict()
     assert any(not (trained[name] == value).all() for name, value in start.items())
     assert (output / "sample" / "sample.mp4").stat().st_size > 0
 
-    if family in ("svd", "i2vgenxl"):
+    if family in ("svd", "i2vgenxl", "wan"):
         opened = DiffusionPipeline.from_pretrained(output / "register" / "model")
-        assert all((value == trained[k]).all() for k, value in opened.unet.state_dict().items())
+        network = getattr(opened, part)
+        assert all((value == trained[k]).all() for k, value in network.state_dict().items())
         return
     out = tmp_path / "original.safetensors"
     words = ("export", "--output.dir", str(output), "--layout", "original", "--out", str(out))

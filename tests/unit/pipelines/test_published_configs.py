@@ -22,13 +22,13 @@ PUBLISHED = [path for path in CONFIGS if "\n  pretrained: models/" in path.read_
 
 
 @pytest.fixture(scope="module")
-def toys(toy_svd, toy_i2vgenxl, toy_lvdm):
-    return {"svd": toy_svd, "i2vgenxl": toy_i2vgenxl, **toy_lvdm}
+def toys(toy_svd, toy_i2vgenxl, toy_lvdm, toy_wan):
+    return {"svd": toy_svd, "i2vgenxl": toy_i2vgenxl, "wan": toy_wan, **toy_lvdm}
 
 
 def test_every_family_has_one():
     families = {load_config(path).model.family for path in PUBLISHED}
-    assert families == {"svd", "dynamicrafter", "videocrafter1", "i2vgenxl"}
+    assert families == {"svd", "dynamicrafter", "videocrafter1", "i2vgenxl", "wan"}
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -40,8 +40,11 @@ def test_it_resolves_with_a_folder_of_weights(path, toys, capsys):
     assert resolved["first_stage"]["path"] == str(toys[family])
     assert resolved["condition"]["image_encoder"] == str(toys[family])
     assert (resolved["condition"]["text_encoder"] is None) == (family == "svd")
-    assert resolved["condition"]["text_layer"] == ("last" if family == "svd" else "penultimate")
-    assert resolved["condition"]["image_crop"] == ("square" if family == "i2vgenxl" else "none")
+    last = family in ("svd", "wan")
+    assert resolved["condition"]["text_layer"] == ("last" if last else "penultimate")
+    crops = {"i2vgenxl": "square", "wan": "clip"}
+    assert resolved["condition"]["image_crop"] == crops.get(family, "none")
+    assert resolved["condition"]["text_length"] == (512 if family == "wan" else None)
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -88,18 +91,31 @@ def without_weights(folder, target):
     return target
 
 
-@pytest.mark.parametrize("family", ["svd", "i2vgenxl"])
+SMALL = {
+    "svd": {"height": 16, "width": 16, "num_frames": 4},
+    "i2vgenxl": {"height": 16, "width": 16, "num_frames": 3},
+    "wan": {"height": 16, "width": 16, "num_frames": 9},
+}
+
+
+@pytest.mark.parametrize("family", list(SMALL))
 def test_a_plan_needs_no_weights(family, toys, tmp_path):
     folder = without_weights(toys[family], tmp_path / "json")
     raw = {"family": family, "pretrained": str(folder)}
-    data = {"height": 16, "width": 16, "num_frames": 4 if family == "svd" else 3}
     config = with_pretrained_parts(
         validate_config(
-            {"model": raw, "data": data, "output": {"dir": str(tmp_path / "out")}}, source="test"
+            {
+                "model": raw,
+                "data": SMALL[family],
+                "time_noise": {"preset": "none"},
+                "output": {"dir": str(tmp_path / "out")},
+            },
+            source="test",
         )
     )
     planned = plan_training(config)
-    weights = load_file(toys[family] / "unet" / "diffusion_pytorch_model.safetensors")
+    part = "transformer" if family == "wan" else "unet"
+    weights = load_file(toys[family] / part / "diffusion_pytorch_model.safetensors")
     assert planned.metrics["parameters"] == sum(value.numel() for value in weights.values())
     activations = planned.outputs["activations"]
     assert 0 < activations["checkpointed"] < activations["plain"]
@@ -123,6 +139,7 @@ SIZES = {
     "dynamicrafter": 1_438_854_980,
     "videocrafter1": 1_438_843_460,
     "i2vgenxl": None,  # published by no document at hand
+    "wan": 16_394_878_784,  # by its description, see test_wan.py
 }
 
 
@@ -134,7 +151,8 @@ def test_without_the_folder_a_plan_has_the_published_sizes(path, monkeypatch, ca
     def measure(train, build, *, micro_batch_size, choose):
         with torch.device("meta"):
             model = build()
-        total = sum(each.numel() for each in model.network.parameters())
+        named = model.network.named_parameters()
+        total = sum(each.numel() for name, each in named if "lora_" not in name)
         assert SIZES[model.family] in (total, None)
         *_, rows, columns = model.config.latents_shape
         assert (rows, columns) == (model.config.height // 8, model.config.width // 8)

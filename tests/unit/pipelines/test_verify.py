@@ -282,6 +282,18 @@ def test_a_condition_that_is_not_finite_is_found(rewritten, small_shards):
     assert rewritten(spoil) == [of_clip(small_shards, "image_embeds is not finite")]
 
 
+@pytest.mark.parametrize(("frames", "faults"), [(2, 0), (1, 1)])
+def test_conditioning_latents_of_another_shape_are_found(rewritten, small_shards, frames, faults):
+    def spoil(clip):
+        shown = torch.zeros(frames, *clip.mean.shape[1:])
+        return dataclasses.replace(
+            clip, condition={**clip.condition, "conditioning_latents": shown}
+        )
+
+    shape = "conditioning_latents has shape [1, 3, 4, 4], the bucket [2, 3, 4, 4]"
+    assert rewritten(spoil) == [of_clip(small_shards, shape)] * faults
+
+
 def test_a_thumbnail_of_another_kind_is_found(rewritten, small_shards):
     def spoil(clip):
         return dataclasses.replace(clip, thumbnail=b"GIF89a")

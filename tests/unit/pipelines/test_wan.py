@@ -121,7 +121,7 @@ def test_a_data_set_without_conditioning_latents_is_refused(run, monkeypatch):
     monkeypatch.setattr(
         ShardReader, "clip", lambda *a: replace(clip(*a), conditioning_latents=None)
     )
-    with pytest.raises(ConfigError, match=r"holds no conditioning latents.*encode the videos again"):
+    with pytest.raises(ConfigError, match=r"no conditioning latents.*encode the videos again"):
         check_conditions(run, open_training_data(run))
 
 

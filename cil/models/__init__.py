@@ -16,7 +16,6 @@ from typing import Any, cast
 from cil.errors import ConfigError
 from cil.models.base import (
     ClipConditions,
-    ClipFirstStage,
     Condition,
     FirstStage,
     Guidance,
@@ -24,6 +23,7 @@ from cil.models.base import (
     Posterior,
     TrainingConditions,
 )
+from cil.models.clip_first_stage import ClipFirstStage
 from cil.models.first_stage import FirstStageOptions, load_first_stage
 
 __all__ = [

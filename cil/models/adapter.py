@@ -198,7 +198,7 @@ class ModelAdapter(ABC):
             raise ConfigError(
                 f"models of the family {self.family} take no prompt, got {prompt!r}; leave it out"
             )
-        latents = self.first_stage.encode(frame[None]).mean * self.conditioning_scale
+        latents = self._encode_image(frame) * self.conditioning_scale
         check_shape("the image's latents", latents[0], "C h w", **self._latent_sizes())
         tokens = self.image_tokens(self.encode_condition(frame)[None])
         rows = torch.ones(num_clips)
@@ -258,6 +258,10 @@ class ModelAdapter(ABC):
                 keep=torch.ones_like(sigma),
             )
         )
+
+    def _encode_image(self, frame: Any) -> Tensor:
+        """Return the conditioning latents of an image, unscaled: (1, C, h, w), or (F, C, h, w)."""
+        return self.first_stage.encode(frame[None]).mean
 
     def _latent_sizes(self) -> dict[str, int]:
         """Return the sizes that every clip's latents must have, by letter."""

@@ -1,7 +1,6 @@
 """What every family of image-to-video models is made of, whatever library its network comes from.
 
     FirstStage          frames (F, H, W, 3) uint8  <->  latents (F, C, h, w), unscaled
-    ClipFirstStage      the same for whole clips: fewer latent frames than frames
     Condition           all that the network is told besides the noisy latents
     ImageToVideoModel   a network, its first stage and its settings: ``model.denoise(...)``
 
@@ -29,7 +28,6 @@ from cil.parameterization import Parameterization
 __all__ = [
     "FORMAT_VERSION",
     "ClipConditions",
-    "ClipFirstStage",
     "Condition",
     "FirstStage",
     "Guidance",
@@ -124,35 +122,6 @@ class FirstStage(Protocol):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what ``save`` wrote; the fingerprint is checked."""
-        ...
-
-
-@runtime_checkable
-class ClipFirstStage(FirstStage, Protocol):
-    """A first stage that compresses time: F frames become fewer frames of latents.
-
-    Latents of the image alone do not say what a network is conditioned on then, so the first stage
-    makes that too.
-    """
-
-    def latent_frames(self, num_frames: int) -> int:
-        """Return the frames of the latents of a clip.
-
-        Raises:
-            DataError: a clip of so many frames cannot be encoded.
-        """
-        ...
-
-    def encode_conditioning(self, frame: Any, num_frames: int) -> Tensor:
-        """Encode a clip of which only the first frame is known.
-
-        Args:
-            frame: (H, W, 3) uint8 RGB.
-            num_frames: of the clip.
-
-        Returns:
-            (F, C, h, w) float32, unscaled, F frames of latents; the mean of the posterior.
-        """
         ...
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from cil.errors import ConfigError, DataError
-from cil.models.base import ClipFirstStage, FirstStage
+from cil.models.base import FirstStage
+from cil.models.clip_first_stage import ClipFirstStage
 from cil.models.pretrained import check_dtype, part_of
 from cil.models.storage import read_json
 

@@ -8,7 +8,7 @@ One network of flow matching that attends to CLIP's tokens of the image; Wan 2.2
 the network is told is in `cil.models.wan_model`.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,10 @@ def load(
     if unknown:
         raise ConfigError(f"unknown setting of a wan model: {', '.join(unknown)}")
     try:
-        settings = WanConfig(**{**own, **read_flow_shift(folder), **changes}, network=written)
-    except TypeError as error:
+        settings = WanConfig(**{**own, **read_flow_shift(folder)}, network=written)
+    except (TypeError, ConfigError) as error:
         raise DataError(f"{folder} does not describe a wan model: {error}") from error
+    settings = replace(settings, **changes)
     if weights:
         network = WAN_KIND.read(folder)
         first_stage = load_first_stage(folder) if first_stage is None else first_stage

@@ -23,12 +23,12 @@ from cil.losses import Network
 from cil.models.adapter import ModelAdapter
 from cil.models.base import (
     ClipConditions,
-    ClipFirstStage,
     Condition,
     FirstStage,
     Guidance,
     TrainingConditions,
 )
+from cil.models.clip_first_stage import ClipFirstStage
 from cil.models.diffusers_network import copy_part, write_own_settings
 from cil.models.null_condition import NullCondition
 from cil.models.pretrained import part_of
@@ -37,7 +37,7 @@ from cil.models.wan_config import WanConfig, scheduler_config
 from cil.models.wan_layers import WAN_KIND, WAN_LORA_TARGETS, WAN_TEXT_LENGTH, wan_network_call
 from cil.network_input import Counter
 from cil.parameterization import Parameterization
-from cil.shapes import append_dims, check_shape
+from cil.shapes import append_dims
 
 __all__ = ["WanModel"]
 
@@ -131,21 +131,7 @@ class WanModel(ModelAdapter):
             num_clips: B, rows of the batch, all alike.
             prompt: None is the empty text.
         """
-        codec = cast(ClipFirstStage, self.first_stage)
-        latents = codec.encode_conditioning(frame, self.config.num_frames)[None]
-        latents = latents * self.conditioning_scale
-        check_shape("the image's latents", latents[0, 0], "C h w", **self._latent_sizes())
-        tokens = self.image_tokens(self.encode_condition(frame)[None])
-        rows = torch.ones(num_clips)
-        condition = Condition(
-            conditioning_latents=latents.expand(num_clips, *self.latents_shape),
-            image_embeds=tokens.expand(num_clips, *tokens.shape[1:]),
-            fps=rows * self.config.fps,
-            motion_bucket_id=rows * self.config.motion_bucket_id,
-            frame_stride=rows,
-            sigma_cond=rows * 0.0,
-        )
-        return self._told(condition, prompt)
+        return self._told(super().clean_condition(frame, num_clips=num_clips), prompt)
 
     def unconditional(self, condition: Condition) -> Condition:
         """Return the condition with the negative prompt; the image stays."""
@@ -166,6 +152,10 @@ class WanModel(ModelAdapter):
             text = torch.where(append_dims(keep, 3) > 0, text, self._text(None).to(text))
             clips = replace(clips, text_embeds=text)
         return TrainingConditions(clips=clips, tokens=tokens, dropout=0.0)
+
+    def _encode_image(self, frame: Any) -> Tensor:
+        codec = cast(ClipFirstStage, self.first_stage)
+        return codec.encode_conditioning(frame, self.config.num_frames)
 
     def _text(self, text: str | None) -> Tensor:
         """Return the tokens of a text (L, D); those of the empty one are kept."""

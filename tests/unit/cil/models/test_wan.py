@@ -501,6 +501,12 @@ def test_the_shift_is_that_of_the_folder_or_that_which_is_asked_for(toy_wan, tmp
     assert cil.models.load("wan", copy, weights=False, **SIZE).schedule.shift == 4.0
 
 
+def test_settings_of_a_folder_that_mean_nothing_are_refused(toy_wan, tmp_path):
+    copy = changed(toy_wan, tmp_path, part="scheduler/scheduler_config.json", flow_shift=-1.0)
+    with pytest.raises(DataError, match=r"does not describe a wan model: shift must be > 0"):
+        cil.models.load("wan", copy, weights=False, **SIZE)
+
+
 def test_the_two_networks_of_wan_2_2_are_refused(toy_wan, tmp_path):
     copy = changed(toy_wan, tmp_path)
     (copy / "transformer_2").mkdir()

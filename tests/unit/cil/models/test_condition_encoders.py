@@ -404,3 +404,10 @@ def test_wrong_text_options_are_refused(root):
 def test_wrong_frames_are_refused(root):
     with pytest.raises(DataError, match=r"uint8, got torch\.float"):
         ImageEncoder.from_folder(root).encode(np.zeros((64, 64, 3), np.float32))
+
+
+def test_an_encoder_without_a_projection_has_no_pooled_token(toy_wan):
+    with pytest.raises(DataError, match=r"CLIPVisionModel.* projects no pooled token; use tokens"):
+        ImageEncoder.from_folder(toy_wan)
+    hidden = ImageEncoder.from_folder(toy_wan, tokens="hidden", layer="penultimate", crop="clip")
+    assert hidden.encode(torch.zeros(40, 50, 3, dtype=torch.uint8)).shape == (5, 16)

@@ -48,6 +48,7 @@ _FAMILIES = (
     ("CLIP vision encoder of transformers", ("vision_model.",)),
     ("CLIP text encoder of transformers", ("text_model.",)),
     ("image projector of " + _LVDM, ("latents", "proj_in.", "layers.0.0.to_kv.")),
+    ("Wan transformer of diffusers", ("blocks.", "condition_embedder.time_proj.")),
     ("T5 encoder", ("encoder.block.", "SelfAttention")),
     ("diffusion transformer", ("transformer_blocks.", "attn")),
 )

@@ -460,7 +460,7 @@ def changed(folder, tmp_path, *, part="transformer/config.json", **changes):
         ({"image_dim": None}, "attends to no image, as the two networks of Wan 2.2"),
         ({"pos_embed_seq_len": 257}, "a first and a last frame"),
         ({"_class_name": "LTXVideoTransformer3DModel"}, "wan family has a WanTransformer3DModel"),
-        ({"num_layers": 3}, r"missing \(blocks.2"),
+        ({"num_layers": 3}, r"those of: Wan transformer of diffusers.*missing \(blocks.2"),
     ],
 )
 def test_a_network_that_is_something_else_is_refused(toy_wan, tmp_path, changes, message):

@@ -93,7 +93,7 @@ def _check_user(uri: str, shown: str) -> None:
     try:
         client.search_experiments(max_results=1)
     except mlflow.MlflowException as error:
-        reason = redact_uri(str(error).partition("\n")[0])[:200]
+        reason = redact_uri(str(error).partition("\n")[0].partition(". Response body")[0])
         raise ConfigError(
             f"tracking.uri: MLflow at {shown} refuses the user name or the password ({reason}); "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

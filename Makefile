@@ -78,7 +78,7 @@ check: lint types docs test ## Everything that .ci/run checks
 audit: ## Look up the pinned versions among the known weaknesses; needs the network
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install --quiet 'pip-audit>=2.9,<3'
-	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	build/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 lock: ## Resolve constraints.txt anew from pyproject.toml
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

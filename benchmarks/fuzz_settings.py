@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of configuration files, by atheris: bytes to `cil train --config --dry-run`.
+"""Coverage-guided fuzzing of configuration files by atheris: bytes to `cil train --dry-run`.
 
-A crash is a traceback, an error that is none of ours, an exit code but 0 and 2, or an input that takes
-longer than 20 s. Starts from the files in configs/ and from what was found before.
+A crash is a traceback, an error that is none of ours, an exit code but 0 and 2, or an input that
+takes longer than 20 s. Starts from the files in configs/ and from what was found before.
 
-    pip install atheris                                        # CPython 3.11, into an environment of its own
+    pip install atheris        needs CPython 3.11 or 3.12
     python benchmarks/fuzz_settings.py [CORPUS] [-max_total_time=300]    options of libFuzzer
 """
 

@@ -14,6 +14,13 @@ from typing import Any
 __all__ = ["wrong_field"]
 
 _Check = Callable[[Any], bool]
+_SHOWN = 60
+_SIMPLE: dict[Any, _Check] = {
+    Any: lambda _: True,
+    int: lambda value: type(value) is int,  # True is none
+    float: lambda value: type(value) in (int, float),
+    type(None): lambda value: value is None,
+}
 
 
 def wrong_field(kind: type, raw: Mapping[str, Any]) -> str | None:
@@ -33,8 +40,8 @@ def wrong_field(kind: type, raw: Mapping[str, Any]) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return ascii(text)[1:-1] if len(text) <= 60 else f"{type(value).__name__} {ascii(text[:60])}..."
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{type(value).__name__} {text[:_SHOWN]}..."
 
 
 @lru_cache
@@ -50,14 +57,8 @@ def _stated(hint: Any) -> str:
 
 def _check(hint: Any) -> _Check:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return lambda _: True
-    if hint is type(None):
-        return lambda value: value is None
-    if hint is int:
-        return lambda value: type(value) is int
-    if hint is float:
-        return lambda value: type(value) in (int, float)
+    if hint in _SIMPLE:
+        return _SIMPLE[hint]
     if origin in (types.UnionType, typing.Union):
         parts = [_check(part) for part in arguments]
         return lambda value: any(fits(value) for fits in parts)

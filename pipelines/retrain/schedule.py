@@ -1,7 +1,7 @@
-"""When the next scheduled retraining starts, where this host knows: the timer of `infra/systemd/`.
+"""When the next scheduled retraining starts, where this host knows: the timer of infra/systemd.
 
-In: nothing but what systemd says. Out: a time, or None on a host without systemd or without the timer.
-What Kubernetes or another scheduler plans is known to them alone.
+In: nothing but what systemd says. Out: a time, or None on a host without systemd or the timer. What
+Kubernetes or another scheduler plans is known to them alone.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""A newcomer: a fresh clone, and the commands of docs/quickstart.md as they stand there, in their order.
+"""A newcomer: a fresh clone, and the commands of docs/quickstart.md as they stand, in their order.
 
-What is changed: `make demo` is `make demo-quick`, paths of the demo follow it, and a run on own videos
-gets few steps. The environment is not installed again: `.venv` is made as `make setup` would leave
-it, with the packages of this environment and the code of the clone.
+What is changed: `make demo` is `make demo-quick`, paths of the demo follow it, and a run on own
+videos gets few steps. The environment is not installed again: `.venv` is made as `make setup` would
+leave it, with the packages of this environment and the code of the clone.
 """
 
 import os
@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-FEW = "--train.num-steps 4 --train.warmup-steps 1 --train.checkpoint-every 4 --validate.num-videos 0"
-FEW += " --evaluate.num-clips 2 --evaluate.num-steps 2 --sample.num-steps 2 --sample.num-videos 1"
+FEW = "--train.num-steps 4 --train.warmup-steps 1 --train.checkpoint-every 4"
+FEW += " --validate.num-videos 0 --evaluate.num-clips 2 --evaluate.num-steps 2"
+FEW += " --sample.num-steps 2 --sample.num-videos 1"
 ELSEWHERE = {
     "mlflow ui": "a server that stays; it is started by test_observability and others",
     "cil submit": "needs a cluster; test_submit starts one",

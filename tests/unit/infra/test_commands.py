@@ -1,5 +1,6 @@
-"""Every command of ours that a file of infra/ starts is one that our parser takes, with its files."""
+"""Every command of ours that a file of infra/ starts is one that our parser takes."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -18,7 +19,7 @@ FILES = [
     and path.is_file()
 ]
 INSTALLED = {"/etc/cil/retrain.yaml": ROOT / "infra" / "kubernetes" / "retrain.yaml"}
-"""What stands at a place of a node: the ConfigMap of kustomization.yaml, or what an operator copies."""
+"""What stands at a place of a node: a ConfigMap of kustomization.yaml, or an operator's copy."""
 CALL = re.compile(r"(?:python3? -m pipelines|(?<![\w/.-])cil) ((?:[a-z]+)(?: -.*)?)$", re.MULTILINE)
 
 
@@ -36,7 +37,7 @@ def calls():
 def check(words):
     """Let our parser read a command, with what is installed in its place."""
     words = [str(INSTALLED.get(word, word)) for word in words]
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in itertools.pairwise(words):
         if option == "--config":
             assert (ROOT / value).is_file(), f"{value} is not there"
     before = words.index("--") if "--" in words else len(words)
@@ -62,7 +63,8 @@ def test_the_commands_are_found():
 
 
 @pytest.mark.parametrize(
-    "line", ["retrian --config /etc/cil/retrain.yaml", "retrain --data.fsp 8", "retrain --configs x"]
+    "line",
+    ["retrian --config /etc/cil/retrain.yaml", "retrain --data.fsp 8", "retrain --configs x"],
 )
 def test_a_wrong_command_would_be_found(line, capsys):
     assert check(shlex.split(line)) == 2

@@ -31,8 +31,8 @@ def systemctl(tmp_path, monkeypatch):
         answer = tmp_path / "answer"
         answer.write_text(output)
         program.write_text(
-            f"#!/bin/sh\necho \"$@\" > {words}\nwhile IFS= read -r l || [ -n \"$l\" ]; do "
-            f"echo \"$l\"; done < {answer}\nexit {code}\n"
+            f'#!/bin/sh\necho "$@" > {words}\nwhile IFS= read -r l || [ -n "$l" ]; do '
+            f'echo "$l"; done < {answer}\nexit {code}\n'
         )
         program.chmod(0o755)
         return words

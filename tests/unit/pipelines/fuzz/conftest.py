@@ -1,4 +1,4 @@
-"""Bounds for inputs that nobody would write: every one ends soon, in little memory, with a message."""
+"""Bounds for inputs that nobody would write: each ends soon, in little memory, with a message."""
 
 import contextlib
 import io

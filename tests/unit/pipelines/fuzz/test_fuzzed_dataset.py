@@ -1,7 +1,7 @@
 """Manifests, sidecars, shards and the first stage of a small real data set, damaged in every way.
 
-Read by the reader of training and checked by `cil verify`. Three judgements that need no schema: what
-is read without an error is bit for bit what was written; a change of a tar file, of moments, of a
+Read by the reader of training and checked by `cil verify`. Three judgements need no schema: what is
+read without an error is bit for bit what was written; a change of a tar file, of moments, of a
 tensor of the first stage or of what the fingerprint covers is a fault to `cil verify`; and all that
 is raised is ours. A *sealed* damage has its hashes made to fit, so that it gets past them.
 """
@@ -27,6 +27,7 @@ VALUES = [None, "", "x", "../../x", "\x00", -1, 0, 1, 1.5, 10**30, 2**63, True, 
 VALUES += [[[]], {"a": 1}, "y" * 10_000, [-1, -1], [10**20, 1], "32x32x8"]
 DEEP = b"[" * 100_000
 COVERED = {"format_version", "fingerprint", "identity", "identity_hash", "buckets", "shards"}
+COUNTED = {("totals", "clips"), ("totals", "shards"), ("totals", "bytes")}
 IN_SIDECAR = {"sha256", "num_bytes", "count", "keys", "members", "identity_hash", "name"}
 IN_SIDECAR |= {"generation", "bucket", "format_version"}
 
@@ -50,7 +51,7 @@ class Dataset:
         output = replace(run.config.output, dir=str(folder))
         self.config = replace(run.config, output=output)
         files = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
-        self.content = {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in files}
+        self.content = {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
         self.read_files = [
             name
             for name in self.content
@@ -196,7 +197,7 @@ def must_be_found(name, other, path):
     if not path or path[0] in ("root", "deep"):
         return False  # bytes of JSON: a changed blank is no damage
     if name == "manifest.json":
-        return path[0] in COVERED or path[:2] in {("totals", n) for n in ("clips", "shards", "bytes")}
+        return path[0] in COVERED or path[:2] in COUNTED
     if name.startswith("shards/"):
         return path[0] in IN_SIDECAR or path == ("moments", "sha256")
     return False

@@ -341,6 +341,8 @@ _SECRET_PARAMETER = re.compile(
     r"(?i)([?&;][\w-]*(?:password|passwd|pwd|token|secret|signature|sig|api[_-]?key|access[_-]?key)=)"
     r"[^&;#\s'\"]*"
 )
+_WORD = re.compile(r"[^\s'\"]+")
+_AUTHORITY = re.compile(r"://(?!/)")
 
 
 def redact_uri(uri: str) -> str:
@@ -349,13 +351,18 @@ def redact_uri(uri: str) -> str:
     A password may hold any sign, also / and @: all before the last @ of a URI is hidden, unless it
     names no host, as sqlite:///me@home.db.
     """
-    uri = re.sub(r"(?<=://)(?!/)([^\s'\"]*)@", _redact_userinfo, uri)
-    return _SECRET_PARAMETER.sub(r"\1***", uri)
+    return _SECRET_PARAMETER.sub(r"\1***", _WORD.sub(_redact_userinfo, uri))
 
 
 def _redact_userinfo(match: re.Match[str]) -> str:
-    user, colon, _ = match.group(1).partition(":")
-    return f"{user}:***@" if colon else "***@"
+    """Look at each word once: a pattern for all of it takes the square of the time."""
+    word = match.group()
+    last = word.rfind("@")
+    start = _AUTHORITY.search(word, 0, last) if last > 0 else None
+    if start is None:
+        return word
+    user, colon, _ = word[start.end() : last].partition(":")
+    return word[: start.end()] + (f"{user}:***" if colon else "***") + word[last:]
 
 
 def config_to_yaml(config: RunConfig) -> str:

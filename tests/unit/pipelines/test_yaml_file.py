@@ -5,7 +5,7 @@ import time
 import pytest
 
 from cil.errors import ConfigError, DataError
-from pipelines.config import load_config, validate_config
+from pipelines.config import load_config, redact_uri, validate_config
 from pipelines.records import ClipRecord, Manifest, ShardEntry
 from pipelines.yaml_file import read_mapping, shortened
 
@@ -89,6 +89,13 @@ def test_true_is_no_number_in_a_list(tmp_path):
         load_config(path)
     (line,) = str(caught.value).splitlines()[1:]
     assert line == "  model.block_out_channels.0: must not be true or false, got True"
+
+
+def test_a_long_text_of_marks_is_looked_at_once():
+    started = time.monotonic()
+    for text in ("://" * 80_000, "://" * 80_000 + "@", "?a" * 100_000, "x://u:p@" * 30_000):
+        redact_uri(text)
+    assert time.monotonic() - started < 5
 
 
 # -- records --------------------------------------------------------------------------------------

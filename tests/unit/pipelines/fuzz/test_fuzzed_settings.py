@@ -217,6 +217,8 @@ MONSTERS = [
     lambda n: b"data: " + b"[" * n**2 + b"]" * (n**2 - n % 2),
     lambda n: b"{data: " * n**2,
     lambda n: b"data: {videos: " + b"x" * n * 5000 + b", fps: " + b"y" * n * 100 + b"}",
+    lambda n: b"data: {videos: '" + b"://" * n * 1400 + b"'}",
+    lambda n: b"tracking: {uri: '" + b"?a;" * n * 1000 + b"'}",
     lambda n: b"".join(b"k%d: 1\n" % k for k in range(n * 40)),
     lambda n: b"#" * (2**18 - 30 + n),
     lambda n: b"train: {zero_stage: " + b"9" * n * 20 + b"}",

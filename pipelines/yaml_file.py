@@ -18,6 +18,7 @@ _MOST_BYTES = 2**18
 """Of a file. The longest of ours has 3 KB; PyYAML reads about 100 KB a second."""
 _MOST_CHARACTERS = 2**20
 """Of all that a file says, with what its aliases stand for written out."""
+_MOST_LEVELS = 50
 _SHOWN = 300
 
 
@@ -39,8 +40,6 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise _too_large(path)
     try:
         raw = _load(text)
-    except RecursionError as error:
-        raise ConfigError(f"{path} is not valid YAML: it is nested too deeply") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {shortened(str(error), 1000)}") from error
     except Exception as error:  # of int(), of dates, of dictionaries: PyYAML lets them all through
@@ -70,7 +69,23 @@ def _too_large(path: str | Path) -> ConfigError:
 
 
 class _Loader(yaml.SafeLoader):
-    """A key that stands twice is an error, not the last one's victory."""
+    """A key that stands twice is an error, not the last one's victory; so is deep nesting.
+
+    PyYAML's time for a token grows with its depth.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > _MOST_LEVELS:
+            raise yaml.composer.ComposerError(
+                None, None, "it is nested too deeply", self.peek_event().start_mark
+            )
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -22,7 +22,7 @@ from cil.errors import CilError
 from pipelines.config import content_hash
 from pipelines.dataset import open_training_data
 
-QUICK, SLOW = 60, 4000
+QUICK, SLOW = 60, 2000
 VALUES = [None, "", "x", "../../x", "\x00", -1, 0, 1, 1.5, 10**30, 2**63, True, math.nan, [], {}]
 VALUES += [[[]], {"a": 1}, "y" * 10_000, [-1, -1], [10**20, 1], "32x32x8"]
 DEEP = b"[" * 100_000

@@ -26,8 +26,8 @@ FILES = sorted(path for path in ROOT.glob("configs/*.yaml") if path.stem not in 
 PLAIN = {path.name: yaml.safe_load(path.read_bytes()) for path in FILES}
 BYTES = [path.read_bytes() for path in sorted(ROOT.glob("configs/*.yaml"))]
 LONG = "x" * 3_000
-QUICK, SLOW = 120, 3000
-"""Examples of each of the tests below; the slow ones are counted, see the last lines."""
+QUICK, SLOW, SLOW_MANGLED, SLOW_OPTIONS = 120, 6000, 2000, 100
+"""Examples of the tests below; with those of test_fuzzed_dataset.py the slow ones are 10,100."""
 
 
 def profile(examples):
@@ -323,11 +323,11 @@ def test_many_wrong_settings(judged_examples, runs):
 
 @pytest.mark.slow
 def test_many_mangled_files(mangled_examples, runs):
-    mangled_examples(SLOW)
-    assert runs.total >= SLOW
+    mangled_examples(SLOW_MANGLED)
+    assert runs.total >= SLOW_MANGLED
 
 
 @pytest.mark.slow
 def test_many_wrong_options(option_examples, runs):
-    option_examples(SLOW // 10)
-    assert runs.total >= SLOW // 10
+    option_examples(SLOW_OPTIONS)
+    assert runs.total >= SLOW_OPTIONS

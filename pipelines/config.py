@@ -45,7 +45,8 @@ from pipelines.settings import (
     TrainConfig,
     ValidateConfig,
 )
-from pipelines.yaml_file import read_mapping, shortened
+from pipelines.shown_text import redact_uri, shortened
+from pipelines.yaml_file import read_mapping
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -335,34 +336,6 @@ def _paths(owner: Any, prefix: str = "") -> Iterator[str]:
             yield from _paths(item.type, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}"
-
-
-_SECRET_PARAMETER = re.compile(
-    r"(?i)([?&;][\w-]*(?:password|passwd|pwd|token|secret|signature|sig|api[_-]?key|access[_-]?key)=)"
-    r"[^&;#\s'\"]*"
-)
-_WORD = re.compile(r"[^\s'\"]+")
-_AUTHORITY = re.compile(r"://(?!/)")
-
-
-def redact_uri(uri: str) -> str:
-    """Replace passwords and tokens in the URIs of a text, so that it can be shown.
-
-    A password may hold any sign, also / and @: all before the last @ of a URI is hidden, unless it
-    names no host, as sqlite:///me@home.db.
-    """
-    return _SECRET_PARAMETER.sub(r"\1***", _WORD.sub(_redact_userinfo, uri))
-
-
-def _redact_userinfo(match: re.Match[str]) -> str:
-    """Look at each word once: a pattern for all of it takes the square of the time."""
-    word = match.group()
-    last = word.rfind("@")
-    start = _AUTHORITY.search(word, 0, last) if last > 0 else None
-    if start is None:
-        return word
-    user, colon, _ = word[start.end() : last].partition(":")
-    return word[: start.end()] + (f"{user}:***" if colon else "***") + word[last:]
 
 
 def config_to_yaml(config: RunConfig) -> str:

@@ -11,15 +11,15 @@ from typing import Any
 import yaml
 
 from cil.errors import ConfigError
+from pipelines.shown_text import shortened
 
-__all__ = ["read_mapping", "shortened"]
+__all__ = ["read_mapping"]
 
 _MOST_BYTES = 2**18
 """Of a file. The longest of ours has 3 KB; PyYAML reads about 100 KB a second."""
 _MOST_CHARACTERS = 2**20
 """Of all that a file says, with what its aliases stand for written out."""
 _MOST_LEVELS = 50
-_SHOWN = 300
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -50,15 +50,6 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
     return raw
-
-
-def shortened(text: str, most: int = _SHOWN) -> str:
-    """Return a text for a message: not too long, and without signs that move the cursor."""
-    cut = text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
-    return "".join(
-        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode()
-        for sign in cut
-    )
 
 
 def _too_large(path: str | Path) -> ConfigError:

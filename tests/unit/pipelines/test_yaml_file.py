@@ -7,7 +7,8 @@ import pytest
 from cil.errors import ConfigError, DataError
 from pipelines.config import load_config, redact_uri, validate_config
 from pipelines.records import ClipRecord, Manifest, ShardEntry
-from pipelines.yaml_file import read_mapping, shortened
+from pipelines.shown_text import shortened
+from pipelines.yaml_file import read_mapping
 
 
 def bomb(depth):
@@ -71,6 +72,14 @@ def test_a_long_value_is_cut_and_a_strange_key_cannot_move_the_cursor():
     assert "(20002 characters)" in lines[0] + lines[1]
     assert "\x1b" not in str(caught.value)
     assert shortened("plain\ntext") == "plain\ntext"
+
+
+def test_a_password_is_hidden_before_its_uri_is_cut():
+    secret = "secret" * 100
+    with pytest.raises(ConfigError) as caught:
+        validate_config({"seed": f"https://me:{secret}@host/x", "data": 5}, source="here")
+    assert "https://me:***@host/x" in str(caught.value)
+    assert "secret" not in shortened(f"see s3://key:{secret}@bucket and more")
 
 
 def test_a_message_describes_fifty_mistakes_and_counts_all():

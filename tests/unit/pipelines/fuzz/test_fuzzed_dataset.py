@@ -221,9 +221,7 @@ def check(dataset, runs, in_time, damage):
         try:
             with in_time():
                 clips = dataset.read()
-        except CilError as error:
-            message = str(error)
-            assert 10 < len(message) < 20_000
+        except CilError:
             clips = None
         code, _, err = runs("verify", dataset.folder)
         assert code in (0, 1), err

@@ -163,7 +163,6 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
     import tempfile
     from pathlib import Path
 
-    from pipelines.shown_text import shortened
     from pipelines.verify import verify
 
     parser = argparse.ArgumentParser(
@@ -182,8 +181,7 @@ def _verify(common: argparse.Namespace, rest: list[str]) -> int:
     faults = report.outputs["faults"]
     finish([report], common)
     if faults:
-        shown = [shortened(fault, 1000) for fault in faults]
-        print(f"error: {len(faults)} faults:", *shown, sep="\n  ", file=sys.stderr)
+        print(f"error: {len(faults)} faults:", *faults, sep="\n  ", file=sys.stderr)
     return int(bool(faults))
 
 

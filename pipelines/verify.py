@@ -37,12 +37,15 @@ from pipelines.shards import (
     sidecar_name,
     tar_name,
 )
+from pipelines.shown_text import shortened
 from pipelines.storage import sha256_of_file
 from pipelines.store import Store, open_store
 
 __all__ = ["Fault", "faults_of_dataset", "verify"]
 
 _WORKERS = 4
+_LONGEST = 1000
+"""Characters of a fault: a file may hold anything."""
 _UNREADABLE = (
     *(CilError, OSError, ValueError, LookupError, tarfile.TarError, SafetensorError),
     *(TypeError, RuntimeError),  # JSON nested too deeply, tensors of other shapes
@@ -80,7 +83,7 @@ def verify(location: str, cache: Path) -> RunReport:
         stage="verify",
         reused=False,
         inputs={"dataset": store.url(), "fingerprint": manifest.fingerprint},
-        outputs={"faults": [f"{fault.place}: {fault.message}" for fault in faults]},
+        outputs={"faults": [shortened(f"{f.place}: {f.message}", _LONGEST) for f in faults]},
         metrics={
             "shards": float(len(manifest.shards)),
             "clips": float(sum(entry.count for entry in manifest.entries())),

@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > _MOST_LEVELS:
             raise yaml.composer.ComposerError(
-                None, None, "it is nested too deeply", self.peek_event().start_mark
+                None, None, "it is nested too deeply", self.get_mark()
             )
         try:
             return super().compose_node(parent, index)
@@ -100,9 +100,9 @@ def _load(text: str) -> Any:
             raise yaml.constructor.ConstructorError(
                 None, None, "its aliases stand for too much; write less", node.start_mark
             )
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _written_out(node: yaml.Node, known: dict[int, int | None]) -> int:

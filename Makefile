@@ -44,8 +44,9 @@ $(OTHER_TRITON): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part triton==3.6.0
 	mv $@.part $@
 
+# One thread for each of two processes: two for each would fight for the cores.
 test: setup $(OTHER_TRITON) ## Run the default tests: no GPU, nothing slow
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## Run the tests that kill processes and start clusters
 	$(BIN)/python -m pytest -m slow

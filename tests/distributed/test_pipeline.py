@@ -195,6 +195,7 @@ def test_a_second_run_finds_everything_done(cil, finished_run):
     assert {p for p in after if after[p] != before.get(p)} <= databases
 
 
+@pytest.mark.slow  # the same is asked of the stage without processes, in the unit tests
 def test_encode_twice_gives_the_same_bytes(cil, finished_run, tmp_path):
     # other numbers of workers and decoders, and another place: none of it may matter
     workers = ("--encode.num-workers", "1", "--encode.decoders-per-worker", "2")

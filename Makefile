@@ -16,7 +16,7 @@ OTHER_TRITON := $(VENV)/triton-3.6.0
 # A GPU host needs no .venv: any Python 3.11 or 3.12 with torch, triton, numpy and pytest.
 GPU_PYTHON ?= python3
 
-.PHONY: help setup fmt lint types test test-slow test-gpu bench-gpu demo demo-quick docs figures check lock clean
+.PHONY: help setup fmt lint types test test-slow test-gpu bench-gpu demo demo-quick docs figures check audit lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -75,6 +75,11 @@ figures: demo ## Renew the pictures of the docs and of README from the code and 
 	install -D -m 644 build/demo/run/sample/sample.gif docs/images/demo.gif
 
 check: lint types docs test ## Everything that .ci/run checks
+
+audit: ## Look up the pinned versions among the known weaknesses; needs the network
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet 'pip-audit>=2.9,<3'
+	build/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 lock: ## Resolve constraints.txt anew from pyproject.toml
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -16,6 +16,7 @@ from pipelines.command_texts import COMMANDS, HELP
 __all__ = ["main"]
 
 _LONG_FORMS = {"--max-bad-fraction": "--encode.max-bad-fraction"}
+_LONGEST_MESSAGE = 30_000
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -89,7 +90,7 @@ def _split(words: list[str]) -> list[str]:
 def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     """Turn errors into one message, without secrets, and an exit code."""
     from cil.errors import CilError, ConfigError
-    from pipelines.config import redact_uri
+    from pipelines.shown_text import redact_uri, shortened
     from pipelines.termination import was_terminated
 
     try:
@@ -104,10 +105,11 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
         if was_terminated():
             return _interrupted()
         if isinstance(error, CilError):
-            print(f"error: {redact_uri(str(error))}", file=sys.stderr)
+            print(f"error: {shortened(str(error), _LONGEST_MESSAGE)}", file=sys.stderr)
             return 2 if isinstance(error, ConfigError) else 1
         print(
-            f"error: unexpected {type(error).__name__}: {redact_uri(str(error))}\n"
+            f"error: unexpected {type(error).__name__}: "
+            f"{shortened(str(error), _LONGEST_MESSAGE)}\n"
             "run again with --debug for the traceback, and please report it",
             file=sys.stderr,
         )

@@ -14,8 +14,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 from annotated_types import Ge, Lt
 
@@ -49,6 +50,11 @@ from pipelines.settings import (
     TrainConfig,
     ValidateConfig,
 )
+from pipelines.shown_text import redact_uri, shortened
+from pipelines.yaml_file import read_mapping
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 __all__ = [
     "RunConfig",
@@ -59,10 +65,12 @@ __all__ = [
     "dataset_of",
     "environment",
     "load_config",
-    "read_mapping",
     "redact_uri",
     "validate_config",
 ]
+
+_MOST_MISTAKES = 50
+"""Mistakes that a message describes; it counts all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,52 +242,6 @@ def load_config(path: str | Path | None) -> RunConfig:
     return RunConfig() if path is None else validate_config(read_mapping(path), source=str(path))
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping, without looking at what it says.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else.
-    """
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config file {path}: {error}") from error
-    try:
-        raw = _load_yaml(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
-    return raw
-
-
-def _load_yaml(text: str) -> Any:
-    """Parse YAML; a key that stands twice is an error, not the last one's victory."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            for key in scalars:
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
-                    )
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    loader = Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
 def validate_config(raw: Mapping[str, Any], *, source: str) -> RunConfig:
     """Validate a mapping against `RunConfig`, reporting every mistake at once.
 
@@ -294,18 +256,30 @@ def validate_config(raw: Mapping[str, Any], *, source: str) -> RunConfig:
 
     booleans = dict(_booleans_for_numbers(raw, RunConfig))
     mistakes = [f"{path}: must not be true or false, got {it}" for path, it in booleans.items()]
+    num_more = 0
     try:
-        config = pydantic.TypeAdapter(RunConfig).validate_python(dict(raw))
+        config = _adapter().validate_python(dict(raw))
     except pydantic.ValidationError as error:
         found = [dict(item) for item in error.errors(include_url=False)]
-        mistakes += [_describe(item) for item in found if _path(item) not in booleans]
+        found = [item for item in found if _path(item) not in booleans]
+        mistakes += [_describe(item) for item in found[:_MOST_MISTAKES]]
+        num_more = max(len(found) - _MOST_MISTAKES, 0)
     else:
         mistakes += _cross_checks(config)
     if mistakes:
-        noun = "mistake" if len(mistakes) == 1 else "mistakes"
-        text = "\n".join(f"  {line}" for line in mistakes)
-        raise ConfigError(redact_uri(f"{source} has {len(mistakes)} {noun}:\n{text}"))
+        number = len(mistakes) + num_more
+        lines = [*mistakes, *([f"and {num_more} more"] if num_more else [])]
+        text = "\n".join(f"  {line}" for line in lines)
+        noun = "mistake" if number == 1 else "mistakes"
+        raise ConfigError(redact_uri(f"{source} has {number} {noun}:\n{text}"))
     return config
+
+
+@lru_cache
+def _adapter() -> "TypeAdapter[RunConfig]":
+    import pydantic
+
+    return pydantic.TypeAdapter(RunConfig)
 
 
 def _booleans_for_numbers(raw: Any, owner: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
@@ -313,19 +287,27 @@ def _booleans_for_numbers(raw: Any, owner: Any, prefix: str = "") -> Iterator[tu
     if not isinstance(raw, Mapping):
         return
     for item in dataclasses.fields(owner):
-        value = raw.get(item.name)
+        value, path = raw.get(item.name), f"{prefix}{item.name}"
         if dataclasses.is_dataclass(item.type):
-            yield from _booleans_for_numbers(value, item.type, f"{prefix}{item.name}.")
-        elif isinstance(value, bool) and item.type is not bool:
-            yield f"{prefix}{item.name}", value
+            yield from _booleans_for_numbers(value, item.type, f"{path}.")
+        elif not _takes_booleans(item.type):
+            if isinstance(value, bool):
+                yield path, value
+            for index, part in enumerate(value if isinstance(value, list | tuple) else ()):
+                if isinstance(part, bool):
+                    yield f"{path}.{index}", part
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_booleans(part) for part in get_args(annotation))
 
 
 def _path(item: dict[str, Any]) -> str:
-    return ".".join(str(part) for part in item["loc"])
+    return shortened(".".join(str(part) for part in item["loc"])).replace("\n", "\\n")
 
 
 def _describe(item: dict[str, Any]) -> str:
-    path, parts = _path(item), [str(part) for part in item["loc"]]
+    path, parts = _path(item), [shortened(str(part)) for part in item["loc"]]
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _field_names(parts[:-1])
         close = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
@@ -345,7 +327,7 @@ def _describe(item: dict[str, Any]) -> str:
     if item["type"] == "value_error":  # our own message, which says what was given
         return f"{path}: {message}"
     message = re.sub(r"^Input should", "must", message).replace("a valid integer", "an integer")
-    return f"{path}: {message}, got {item['input']!r}"
+    return f"{path}: {message}, got {shortened(repr(item['input']))}"
 
 
 def _field_names(parts: list[str]) -> list[str]:
@@ -364,27 +346,6 @@ def _paths(owner: Any, prefix: str = "") -> Iterator[str]:
             yield from _paths(item.type, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}"
-
-
-_SECRET_PARAMETER = re.compile(
-    r"(?i)([?&;][\w-]*(?:password|passwd|pwd|token|secret|signature|sig|api[_-]?key|access[_-]?key)=)"
-    r"[^&;#\s'\"]*"
-)
-
-
-def redact_uri(uri: str) -> str:
-    """Replace passwords and tokens in the URIs of a text, so that it can be shown.
-
-    A password may hold any sign, also / and @: all before the last @ of a URI is hidden, unless it
-    names no host, as sqlite:///me@home.db.
-    """
-    uri = re.sub(r"(?<=://)(?!/)([^\s'\"]*)@", _redact_userinfo, uri)
-    return _SECRET_PARAMETER.sub(r"\1***", uri)
-
-
-def _redact_userinfo(match: re.Match[str]) -> str:
-    user, colon, _ = match.group(1).partition(":")
-    return f"{user}:***@" if colon else "***@"
 
 
 def config_to_yaml(config: RunConfig) -> str:

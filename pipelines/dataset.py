@@ -11,7 +11,7 @@ from pipelines.records import Manifest
 from pipelines.selection.bucket import Bucket
 from pipelines.shard_files import ShardFiles
 from pipelines.shard_reader import ShardReader, chosen_bucket
-from pipelines.shards import load_manifest
+from pipelines.shards import sealed_manifest
 from pipelines.store import open_store
 
 __all__ = ["TrainingData", "located", "open_dataset", "open_training_data"]
@@ -80,7 +80,7 @@ def open_training_data(config: RunConfig, *, num_sharers: int = 1) -> TrainingDa
         DataError: there is none, or one of another format.
     """
     store = open_store(dataset_of(config))
-    manifest = load_manifest(store)
+    manifest = sealed_manifest(store)
     asked = config.train.bucket
     several = asked is None and manifest.buckets
     buckets = sorted(manifest.buckets) if several else [chosen_bucket(manifest, asked)]

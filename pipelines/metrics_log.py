@@ -8,6 +8,7 @@ progress. Steps that a resumed run repeats are written once. Workers never impor
 import contextlib
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -34,6 +35,7 @@ __all__ = [
 
 _POLL_INTERVAL_S = 0.5
 _REPORTS_OF_RATE = 20
+_AWAY = "  MLflow is away, metrics wait in the file"
 
 _log = logging.getLogger(__name__)
 
@@ -66,11 +68,18 @@ class MetricsLog:
     def append(self, rows: list[dict[str, float]]) -> None:
         """Add rows and flush them to the operating system."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
-            if torn and self.path.stat().st_size:
+            if self._is_torn():
                 file.write("\n")
             file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+
+    def _is_torn(self) -> bool:
+        """Tell whether the last line has no end; a long file is not read for that."""
+        with self.path.open("rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
 
 
 class ProgressBoard:
@@ -169,6 +178,7 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         self._num_steps, self._keep = num_steps, keep
         self._last_step: int | None = None
         self._rate = SessionRate()
+        self._sender: tracking.MetricsSender | None = None  # has a thread, so made where it works
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
@@ -182,7 +192,9 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
             done = int(metrics[0]["rows"][-1]["step"]) + 1
             self._rate.add(metrics[0]["rows"])
             left = self._rate.seconds_left(self._num_steps - done)
-            self._board.post.remote(done, training_note(metrics[0]["rows"], left))
+            away = self._sender is not None and self._sender.is_away
+            note = training_note(metrics[0]["rows"], left) + (_AWAY if away else "")
+            self._board.post.remote(done, note)
             self._send(metrics[0]["rows"])
         if checkpoint is not None and self._keep is not None:
             try:
@@ -195,7 +207,9 @@ class ReportCallback(UserCallback):  # type: ignore[misc]
         if self._watch is not None:
             self._watch.see(rows, log.rows)
         log.append(rows)
-        tracking.log_rows(self._tracking_uri, self._run_id, rows)
+        if self._sender is None:
+            self._sender = tracking.MetricsSender(self._tracking_uri, self._run_id, log)
+        self._sender.add(rows)
 
     def _send(self, rows: list[dict[str, float]]) -> None:
         """Send what Prometheus shows of the last report."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from cil.errors import DataError
+from pipelines.record_fields import wrong_field
 
 __all__ = [
     "FORMAT_VERSION",
@@ -22,6 +23,10 @@ __all__ = [
 
 FORMAT_VERSION = 2
 """Version of the data set format; a reader refuses a newer one."""
+_LATENTS_AXES = 4
+"""F, C, h, w."""
+_MOST_BYTES = 2**50
+"""No shard is larger, and no axis longer."""
 
 
 class _Record:
@@ -41,8 +46,10 @@ class _Record:
         """Build the record from plain data.
 
         Raises:
-            DataError: fields are missing or unknown.
+            DataError: fields are missing or unknown, or have values of another type.
         """
+        if not isinstance(raw, dict):
+            raise DataError(f"not a {cls.__name__}: got {type(raw).__name__}; the file is damaged")
         names = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if set(raw) | cls._optional != names:
             missing = sorted(names - cls._optional - set(raw))
@@ -50,6 +57,9 @@ class _Record:
             raise DataError(
                 f"not a {cls.__name__}: {missing=}, {extra=}; it was written by another version"
             )
+        wrong = wrong_field(cls, raw)
+        if wrong:
+            raise DataError(f"not a {cls.__name__}: {wrong}; the file is damaged")
         return cls(**raw)
 
 
@@ -221,6 +231,29 @@ class Manifest(_Record):
 
     null_condition: str | None = None
     """Hash of the file of the null condition; None without texts, and in older data sets."""
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Self:
+        """Build the record from plain data.
+
+        Raises:
+            DataError: fields are missing, unknown or of another type, a shard is none, or a bucket
+                has no shape.
+        """
+        manifest = super(Manifest, cls).from_json(raw)
+        for name, bucket in manifest.buckets.items():
+            shape = bucket.get("latents_shape")
+            sizes = shape if isinstance(shape, list) and len(shape) == _LATENTS_AXES else [None]
+            if not all(type(size) is int and 0 < size < _MOST_BYTES for size in sizes):
+                raise DataError(f"not a Manifest: the latents_shape of {name!r} is {shape!r}")
+        for entry in manifest.entries():
+            if entry.bucket not in manifest.buckets:
+                raise DataError(f"not a Manifest: a shard is of the bucket {entry.bucket!r}")
+            if not 0 <= entry.count <= entry.num_bytes < _MOST_BYTES:
+                raise DataError(
+                    f"not a Manifest: a shard has {entry.count} clips in {entry.num_bytes} bytes"
+                )
+        return manifest
 
     def entries(self) -> list[ShardEntry]:
         """Return the shards as records."""

@@ -19,6 +19,7 @@ from cil.models import load
 from pipelines import tracking
 from pipelines.config import RunConfig, config_to_yaml, content_hash
 from pipelines.dataset import open_dataset
+from pipelines.delivery import deliver_unsent
 from pipelines.estimate import ESTIMATE_FOLDER, STATISTICS_FILE
 from pipelines.model_card import CARD_FILE, publish_model_card
 from pipelines.records import Manifest
@@ -69,6 +70,7 @@ def run(
     folder = output / REGISTER_FOLDER
     dataset = open_dataset(config)
     manifest = dataset.manifest
+    deliver_unsent(config, output / TRAIN_FOLDER)
     trained = _report_of(output / TRAIN_FOLDER, "train", manifest)
     estimated = _report_of(output / ESTIMATE_FOLDER, "estimate", manifest)
     statistics = output / ESTIMATE_FOLDER / STATISTICS_FILE

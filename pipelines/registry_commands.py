@@ -18,6 +18,7 @@ from pipelines.promotion import CHAMPION, GATE_TAG, PREVIOUS, Move, promote, rol
 from pipelines.report import RunReport, Stopwatch
 from pipelines.retrain.command import FINGERPRINT_TAG, exit_code, run_retrain
 from pipelines.retrain.night import RETRAIN_FOLDER
+from pipelines.retrain.schedule import TIMER, next_start
 from pipelines.storage import read_json
 from pipelines.tracking.versions import ModelVersion, aliased, history, versions_of
 
@@ -129,12 +130,14 @@ def run_status(config: RunConfig) -> RunReport:
     tracking.check_tracking(config)
     versions, moves = versions_of(config), history(config)
     champion = aliased(config, CHAMPION)
-    nights = _nights(config)
+    nights, planned = _nights(config), next_start()
     console.print(f"{config.tracking.model_name} in {tracking.shown_uri(config)}", markup=False)
     _show_versions(versions)
     _show_moves(moves)
     for night in nights[-1:]:
         console.print(f"last scheduled run: {night['status']}, {night['reason']}", markup=False)
+    if planned is not None:
+        console.print(f"next scheduled run: {planned:%Y-%m-%d %H:%M} UTC, by {TIMER} of this host")
     if not versions:
         console.print("no version is registered; `cil register` or `cil retrain` makes the first")
     return RunReport(
@@ -147,6 +150,7 @@ def run_status(config: RunConfig) -> RunReport:
             "history": moves,
             "last_fingerprint": None if champion is None else champion.tags.get(FINGERPRINT_TAG),
             "scheduled_runs": nights,
+            "next_schedule": None if planned is None else planned.isoformat(timespec="seconds"),
         },
         metrics={"versions": float(len(versions)), "moves": float(len(moves))},
         seconds=watch.seconds(),

@@ -29,7 +29,7 @@ from pipelines.shards import (
     LATENTS_SUFFIX,
     RECORD_SUFFIX,
     THUMBNAIL_SUFFIX,
-    load_manifest,
+    sealed_manifest,
     tar_name,
 )
 from pipelines.store import Location, open_store
@@ -80,7 +80,7 @@ class ShardReader:
         """
         self._store = open_store(dataset)
         self._cache = cache or Path(tempfile.gettempdir()) / "cil-cache"
-        self.manifest = manifest or load_manifest(self._store)
+        self.manifest = manifest or sealed_manifest(self._store)
         self.bucket = chosen_bucket(self.manifest, bucket)
         self._files = files or ShardFiles(self._store, folder=self._cache)
         self._entries = [e for e in self.manifest.entries() if e.bucket == self.bucket]
@@ -182,7 +182,7 @@ class ShardReader:
         try:
             latents = tensor_views(content, *at[LATENTS_SUFFIX])
             condition = tensor_views(content, *at[CONDITION_SUFFIX])
-            return LatentClip(
+            clip = LatentClip(
                 record=ClipRecord.from_json(json.loads(content[offset : offset + size])),
                 mean=latents["mean"],
                 std=latents["std"],
@@ -190,7 +190,11 @@ class ShardReader:
                 text_embeds=condition.get("text_embeds"),
                 conditioning_latents=condition.get("conditioning_latents"),
             )
-        except (KeyError, ValueError, DataError) as error:
+            for name in ("mean", "std"):
+                if latents[name].shape != self.latents_shape:
+                    raise DataError(f"{name} has the shape {tuple(latents[name].shape)}")
+            return clip
+        except (KeyError, ValueError, RecursionError) as error:
             place = self._store.url(tar_name(entry.name))
             raise DataError(
                 f"clip {inside} of {place} cannot be read: {error}; it was written by another "

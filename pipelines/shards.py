@@ -58,6 +58,7 @@ __all__ = [
     "moments_name",
     "read_moments",
     "read_sidecar",
+    "sealed_manifest",
     "sidecar_name",
     "tar_name",
     "write_shard",
@@ -312,6 +313,26 @@ def load_manifest(dataset: Location) -> Manifest:
             f"no data set in {store.url()} ({MANIFEST_NAME} is missing); run encode first"
         )
     return _read_record(store, MANIFEST_NAME, Manifest)
+
+
+def sealed_manifest(dataset: Location) -> Manifest:
+    """Read a data set's manifest, and check that its fingerprint is that of what it lists.
+
+    Raises:
+        DataError: there is none, it is of another format, or was damaged or edited.
+    """
+    store = open_store(dataset)
+    manifest = load_manifest(store)
+    try:
+        found = content_hash({"identity": manifest.identity, "shards": manifest.shards})
+    except ValueError:  # NaN, for which JSON has no word
+        found = ""
+    if found != manifest.fingerprint:
+        raise DataError(
+            f"{store.url(MANIFEST_NAME)} is damaged: its fingerprint is not that of its identity "
+            "and shards; cil verify says what is wrong, run encode again to write it anew"
+        )
+    return manifest
 
 
 def read_moments(dataset: Location, shard: str) -> LatentMoments:

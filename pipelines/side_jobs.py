@@ -222,21 +222,6 @@ class SideJobs:
         self.poll()
         return self.note
 
-    def sync(self) -> None:
-        """Send the validations that MLflow does not have yet.
-
-        Raises:
-            StageError: MLflow failed.
-        """
-        history = read_history(self._folder, self._identity)
-        if not history:
-            return
-        there = tracking.logged_validations(self._config, self._run_id)
-        for record in history:
-            if record["step"] not in there:
-                place = step_folder(self._folder, record["step"])
-                tracking.log_validation(self._uri, self._run_id, record, place)
-
     def outputs(self) -> dict[str, Any]:
         """Return the paths and texts that belong into the report of the training."""
         made: dict[str, Any] = {}

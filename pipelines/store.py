@@ -171,7 +171,7 @@ def read_json(store: Store, name: str) -> Any:
     """
     try:
         return json.loads(store.read(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{store.url(name)} is damaged, it is not JSON: {error}; delete it"
         ) from error

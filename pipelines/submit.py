@@ -19,12 +19,13 @@ from typing import Any
 
 from cil.errors import ConfigError
 from pipelines.command_texts import COMMANDS
-from pipelines.config import environment, load_config, read_mapping, redact_uri
+from pipelines.config import environment, load_config, redact_uri
 from pipelines.job_client import Ending, Job, Jobs, connect, end_of, explained, follow, send_once
 from pipelines.progress import console
 from pipelines.remote import is_url
 from pipelines.report import RunReport, Stopwatch
 from pipelines.termination import TERMINATED, sigterm_raises, was_terminated
+from pipelines.yaml_file import read_mapping
 
 __all__ = ["make_job", "run_command"]
 
@@ -133,13 +134,18 @@ def _runtime_env(folder: Path, given: str | None) -> dict[str, Any]:
     path = Path(given) if given else folder / RUNTIME_ENV
     found = read_mapping(path) if given or path.exists() else {}
     variables, excludes = found.get("env_vars", {}), found.get("excludes", [])
-    unknown = sorted(set(found) - _KNOWN)
+    unknown = sorted(str(name) for name in set(found) - _KNOWN)
     if unknown:
         raise ConfigError(f"{path} has settings that are not used here: {', '.join(unknown)}")
     if not isinstance(variables, dict) or not isinstance(excludes, list):
         raise ConfigError(f"{path}: excludes must be a list, and env_vars a mapping")
-    for name in variables:
-        if any(word in str(name).upper() for word in _SECRET):
+    for name, value in variables.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigError(
+                f"{path}: env_vars must map text to text, {name!r} has a value of type "
+                f"{type(value).__name__}; put it in quotes"
+            )
+        if any(word in name.upper() for word in _SECRET):
             raise ConfigError(
                 f"{path}: env_vars must hold no secret, got {name}; a job's environment is shown "
                 "in the dashboard. Give secrets to the nodes"

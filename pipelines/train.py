@@ -22,6 +22,7 @@ from pipelines.checkpoint_sums import check_sums
 from pipelines.committed import RAY_FOLDER, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
+from pipelines.delivery import deliver, deliver_unsent, load_log, owe, training_log
 from pipelines.fused_input import choose_impl
 from pipelines.ledger import LedgerCallback
 from pipelines.log_format import logs_as_json, note_run
@@ -96,6 +97,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     _check_clips(config, data)
     impl = choose_impl(config.time_noise.impl, use_gpu=config.train.use_gpu)
     identity = train_identity(config, manifest.fingerprint)
+    deliver_unsent(config, folder)
     finished = _finished(folder, identity)
     if finished is not None:
         return RunReport(**{**asdict(finished), "reused": True, "seconds": watch.seconds()})
@@ -114,12 +116,13 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     run_id = tracking.start_run(config, folder, manifest, identity)
     note_run(run_id)
-    log = MetricsLog(folder / f"metrics-{identity[:12]}.jsonl")
+    log = training_log(folder, identity)
     session.enter_context(ray_session(config.cluster, debug=debug))
     say_what_is_held_out(config, data)
     jobs = start_side_jobs(config, folder, identity=identity, run_id=run_id)
     try:
-        with tracking.system_metrics(config, run_id), jobs.cancelled_on_error():
+        load = load_log(folder, identity)
+        with tracking.record_load(config, run_id, load), jobs.cancelled_on_error():
             checkpoint = _fit(
                 config,
                 folder=folder,
@@ -143,13 +146,8 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     save_model(config, data.largest, model, weights=checkpoint / EMA_FILE)
     rows = log.rows()
     losses = [row["loss"] for row in rows]
-    tracking.sync_metrics(config, run_id, log)
-    jobs.sync()
     tail = losses[-max(1, len(losses) // 10) :]
     warnings = _warnings_file(folder, identity)
-    if warnings.exists():
-        tracking.tag_run(config, run_id, "warnings", warnings.read_text(encoding="utf-8"))
-    tracking.finish_run(config, run_id)
     report = RunReport(
         stage="train",
         reused=False,
@@ -172,7 +170,9 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         },
         seconds=watch.seconds(),
     )
+    owe(config, folder, identity=identity, run_id=run_id)
     report.save(folder / "report.json")
+    deliver(config, folder)
     return report
 
 

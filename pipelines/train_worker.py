@@ -97,8 +97,7 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
     )
     rows: list[dict[str, float]] = []
     while state.num_steps < train.num_steps:
-        started = time.monotonic()
-        step = state.num_steps
+        started, step = time.monotonic(), state.num_steps
         try:
             row = step_of(step, learning_rate=learning_rate(train, step))
         except NonFiniteLossError as error:
@@ -109,7 +108,8 @@ def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:
         state.num_steps += 1
         state.num_clips_seen += train.global_batch_size
         seconds = time.monotonic() - started
-        rows.append({**row, "step": step, "seconds": seconds, "data_wait_s": batches.last_wait_s})
+        spent = {"time_s": time.time(), "seconds": seconds, "data_wait_s": batches.last_wait_s}
+        rows.append({**row, "step": step, **spent})
         last = state.num_steps == train.num_steps
         heart.at(step, "checkpoint")  # and reports: each waits for all workers
         saves = last or state.num_steps % train.checkpoint_every == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from cil.errors import CilError, DataError
@@ -36,12 +37,19 @@ from pipelines.shards import (
     sidecar_name,
     tar_name,
 )
+from pipelines.shown_text import shortened
 from pipelines.storage import sha256_of_file
 from pipelines.store import Store, open_store
 
 __all__ = ["Fault", "faults_of_dataset", "verify"]
 
 _WORKERS = 4
+_LONGEST = 1000
+"""Characters of a fault: a file may hold anything."""
+_UNREADABLE = (
+    *(CilError, OSError, ValueError, LookupError, tarfile.TarError, SafetensorError),
+    *(TypeError, RuntimeError),  # JSON nested too deeply, tensors of other shapes
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +83,10 @@ def verify(location: str, cache: Path) -> RunReport:
         stage="verify",
         reused=False,
         inputs={"dataset": store.url(), "fingerprint": manifest.fingerprint},
-        outputs={"faults": [f"{fault.place}: {fault.message}" for fault in faults]},
+        outputs={"faults": [shortened(f"{f.place}: {f.message}", _LONGEST) for f in faults]},
         metrics={
             "shards": float(len(manifest.shards)),
-            "clips": float(manifest.totals["clips"]),
+            "clips": float(sum(entry.count for entry in manifest.entries())),
             "faults": float(len(faults)),
         },
         seconds=watch.seconds(),
@@ -93,7 +101,7 @@ def faults_of_dataset(store: Store, manifest: Manifest, cache: Path) -> list[Fau
     def check(entry: ShardEntry) -> list[Fault]:
         try:
             return list(_shard_faults(store, manifest, entry, cache))
-        except (CilError, OSError, ValueError, KeyError, tarfile.TarError) as error:
+        except _UNREADABLE as error:
             return [Fault(place=tar_name(entry.name), message=f"cannot be read: {error}")]
 
     with (
@@ -108,18 +116,17 @@ def faults_of_dataset(store: Store, manifest: Manifest, cache: Path) -> list[Fau
 
 def _manifest_faults(store: Store, manifest: Manifest, cache: Path) -> Iterator[Fault]:
     place = "manifest.json"
-    if content_hash(manifest.identity) != manifest.identity_hash:
+    try:
+        identity = content_hash(manifest.identity)
+        expected = content_hash({"identity": manifest.identity, "shards": manifest.shards})
+    except ValueError as error:  # NaN
+        identity = expected = f"none: {error}"
+    if identity != manifest.identity_hash:
         yield Fault(place=place, message="the identity is not what its hash says")
-    expected = content_hash({"identity": manifest.identity, "shards": manifest.shards})
     if expected != manifest.fingerprint:
         yield Fault(place=place, message="the fingerprint is not that of the identity and shards")
     entries = manifest.entries()
-    counted = sum(entry.count for entry in entries)
-    if counted != manifest.totals["clips"]:
-        yield Fault(
-            place=place,
-            message=f"the shards have {counted} clips, the total is {manifest.totals['clips']}",
-        )
+    yield from (Fault(place=place, message=message) for message in _count_faults(manifest, entries))
     listed = {name for entry in entries for name in (tar_name(entry.name),)}
     for name in store.list("shards"):
         if name.endswith(".tar") and name not in listed:
@@ -133,8 +140,25 @@ def _manifest_faults(store: Store, manifest: Manifest, cache: Path) -> Iterator[
     except (DataError, OSError) as error:
         yield Fault(place=FIRST_STAGE_NAME, message=str(error))
         return
-    if first_stage.fingerprint() != manifest.identity["first_stage"]:
+    if first_stage.fingerprint() != manifest.identity.get("first_stage"):
         yield Fault(place=FIRST_STAGE_NAME, message="it is not the one that made the latents")
+
+
+def _count_faults(manifest: Manifest, entries: list[ShardEntry]) -> Iterator[str]:
+    """Count the shards, and compare with the totals that are stated."""
+    counted = {
+        "clips": sum(entry.count for entry in entries),
+        "shards": len(entries),
+        "bytes": sum(entry.num_bytes for entry in entries),
+    }
+    for name, number in counted.items():
+        stated = manifest.totals.get(name)
+        if stated != number and (name == "clips" or stated is not None):
+            yield f"the shards have {number} {name}, the total is {stated}"
+    for name, bucket in manifest.buckets.items():
+        number = sum(entry.count for entry in entries if entry.bucket == name)
+        if bucket.get("clips") != number:
+            yield f"the shards of {name} have {number} clips, the bucket {bucket.get('clips')}"
 
 
 def _shard_faults(
@@ -149,9 +173,11 @@ def _shard_faults(
         yield fault("it is missing")
         return
     sidecar = read_sidecar(store, entry.name)
-    sealed = (sidecar.sha256, sidecar.num_bytes, sidecar.count, sidecar.identity_hash)
-    if sealed != (entry.sha256, entry.num_bytes, entry.count, manifest.identity_hash):
+    stated = {**entry.to_json(), "identity_hash": manifest.identity_hash}
+    if any(getattr(sidecar, field) != value for field, value in stated.items()):
         yield fault("the manifest states something else", sidecar_name(entry.name))
+    if sum(item.get("clips", 0) for item in sidecar.inputs) != sidecar.count:
+        yield fault("its videos have another number of clips", sidecar_name(entry.name))
     path = store.local(name, cache)
     found = sha256_of_file(path)
     if found != entry.sha256:

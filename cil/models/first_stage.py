@@ -94,7 +94,7 @@ def load_first_stage(path: str | Path, *, options: FirstStageOptions | None = No
             "vae/config.json); give a folder that save() wrote or a published autoencoder"
         )
     kind = read_json(described).get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         known = ", ".join(sorted(_KINDS))
         raise DataError(f"{path} holds an unknown kind of first stage, {kind!r}; known: {known}")
     if kind in _WITH_OPTIONS:
@@ -161,4 +161,4 @@ def takes_no_options(path: str | Path) -> bool:
         DataError: the folder cannot be read.
     """
     described = Path(path) / "first_stage.json"
-    return described.is_file() and read_json(described).get("kind") not in _WITH_OPTIONS
+    return described.is_file() and str(read_json(described).get("kind")) not in _WITH_OPTIONS

@@ -196,7 +196,7 @@ class PatchPCA:
         try:
             tensors = read_tensors(folder / "first_stage.safetensors")
             codec = cls(patch_size=settings["patch_size"], **tensors)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RuntimeError) as error:
             raise DataError(f"{folder} is incomplete ({error}); save the first stage again") from (
                 error
             )

@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(
             f"cannot read {path} ({error.strerror}); give a folder that save() wrote"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); write the folder again") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} must hold one JSON object, got {type(values).__name__}")

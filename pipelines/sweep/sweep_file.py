@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cil.errors import ConfigError
-from pipelines.config import RunConfig, read_mapping, validate_config
+from pipelines.config import RunConfig, validate_config
+from pipelines.yaml_file import read_mapping
 
 __all__ = ["SweepFile", "read_sweep_file", "with_overrides"]
 

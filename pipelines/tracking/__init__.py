@@ -1,12 +1,12 @@
 """MLflow: runs, metrics and the model registry. With `pyfunc_model.py` the only importer of mlflow.
 
 The driver starts the run and registers the model; during training Ray's controller sends metrics by
-run id (`log_rows`); workers never come here. Importing this package does not import mlflow.
+run id (`MetricsSender`); workers never come here. Importing this package does not import mlflow.
 """
 
+from pipelines.tracking.machine_load import record_load
 from pipelines.tracking.metrics import (
     log_evaluation,
-    log_rows,
     log_validation,
     logged_validations,
     sync_metrics,
@@ -14,12 +14,13 @@ from pipelines.tracking.metrics import (
 from pipelines.tracking.registry import ALIAS, RegisteredModel, download_model, register_model
 from pipelines.tracking.runs import (
     finish_run,
+    has_run,
     log_files,
     set_tag,
     start_run,
-    system_metrics,
     tag_run,
 )
+from pipelines.tracking.sender import MetricsSender
 from pipelines.tracking.store import (
     MLFLOW_FOLDER,
     check_tracking,
@@ -31,22 +32,23 @@ from pipelines.tracking.store import (
 __all__ = [
     "ALIAS",
     "MLFLOW_FOLDER",
+    "MetricsSender",
     "RegisteredModel",
     "check_tracking",
     "download_model",
     "finish_run",
+    "has_run",
     "has_store",
     "log_evaluation",
     "log_files",
-    "log_rows",
     "log_validation",
     "logged_validations",
+    "record_load",
     "register_model",
     "set_tag",
     "shown_uri",
     "start_run",
     "sync_metrics",
-    "system_metrics",
     "tag_run",
     "tracking_uri",
 ]

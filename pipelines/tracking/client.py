@@ -11,7 +11,7 @@ from typing import Any
 from cil.errors import StageError
 from pipelines.config import redact_uri
 
-__all__ = ["client_of", "explained", "sent", "store_of_process"]
+__all__ = ["client_of", "explained", "sent", "store_of_process", "tracking_errors"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,15 +52,20 @@ def explained(doing: str, uri: str) -> Iterator[None]:
         ) from error
 
 
-def sent(uri: str, send: Callable[[Any], None], what: str) -> bool:
-    """Send something that may be missing: a failure is logged and returned."""
-    client = client_of(uri)
+def tracking_errors() -> tuple[type[Exception], ...]:
+    """Return what MLflow raises when a store is away or refuses."""
     import mlflow
     import requests
 
+    return (mlflow.MlflowException, requests.RequestException, OSError)
+
+
+def sent(uri: str, send: Callable[[Any], None], what: str) -> bool:
+    """Send something that may be missing: a failure is logged and returned."""
+    client = client_of(uri)
     try:
         send(client)
-    except (mlflow.MlflowException, requests.RequestException, OSError) as error:
+    except tracking_errors() as error:
         reason = redact_uri(str(error).partition("\n")[0])
         _log.warning("%s not sent, MLflow at %s failed: %s", what, redact_uri(uri), reason)
         return False

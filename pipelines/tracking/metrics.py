@@ -1,54 +1,76 @@
 """Metrics of a training in MLflow: sent as they come, completed at the end, none of them twice."""
 
-import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cil.errors import StageError
-from pipelines.config import RunConfig, redact_uri
+from pipelines.config import RunConfig
 from pipelines.tracking.client import client_of, explained, sent
 from pipelines.tracking.store import tracking_uri
 
 if TYPE_CHECKING:
     from pipelines.metrics_log import MetricsLog
 
-__all__ = ["log_evaluation", "log_rows", "log_validation", "logged_validations", "sync_metrics"]
+__all__ = [
+    "LOAD_PREFIX",
+    "log_evaluation",
+    "log_validation",
+    "logged_validations",
+    "send_missing_rows",
+    "send_rows",
+    "sync_metrics",
+]
 
 _LOGGED_METRICS = ("loss", "grad_norm", "learning_rate", "sigma_cond")
-_BATCH = 900
+LOAD_PREFIX = "system/"
+"""Of the names of a machine's load."""
+_MOST_AT_ONCE = 900
 
-_log = logging.getLogger(__name__)
 
+def send_rows(client: Any, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """Send rows of metrics; sending a row twice is the same as once.
 
-def log_rows(uri: str, run_id: str, rows: list[dict[str, float]]) -> bool:
-    """Send rows of training metrics; a failure is logged and returned, never raised.
+    MLflow knows a metric by run, name, step, value and time, and a row has the time of its step:
+    what arrived although its answer was lost is not stored again.
 
-    The rows are in the metrics file already and `sync_metrics` sends what is missing, so a tracking
-    server that is away does not stop a training.
-
-    Returns:
-        Whether all of it was sent.
+    Raises:
+        MlflowException: or an error of requests; some rows may be there.
     """
-    client = client_of(uri)
-    import mlflow
-    import requests
+    now = time.time()
+    batch: list[Any] = []
+    for row in rows:
+        metrics = _metrics(row, now)
+        if len(batch) + len(metrics) > _MOST_AT_ONCE:
+            client.log_batch(run_id, metrics=batch)
+            batch = []
+        batch += metrics
+    if batch:
+        client.log_batch(run_id, metrics=batch)
 
-    now = int(time.time() * 1000)
-    metrics = [
-        mlflow.entities.Metric(name, row[name], now, int(row["step"]))
-        for row in rows
-        for name in _LOGGED_METRICS
+
+def send_missing_rows(client: Any, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """Send those rows whose steps MLflow does not have.
+
+    Raises:
+        MlflowException: or an error of requests; some rows may be there.
+    """
+    if not rows:
+        return
+    first = _metrics(rows[0], 0.0)[0].key
+    there = {metric.step for metric in client.get_metric_history(run_id, first)}
+    send_rows(client, run_id, [row for row in rows if int(row["step"]) not in there])
+
+
+def _metrics(row: Mapping[str, float], now: float) -> list[Any]:
+    import mlflow
+
+    when = int(1000 * row.get("time_s", now))
+    return [
+        mlflow.entities.Metric(name, value, when, int(row["step"]))
+        for name, value in row.items()
+        if name in _LOGGED_METRICS or name.startswith(LOAD_PREFIX)
     ]
-    try:
-        for start in range(0, len(metrics), _BATCH):
-            client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-    except (mlflow.MlflowException, requests.RequestException) as error:
-        reason = redact_uri(str(error))
-        _log.warning("metrics kept for later, MLflow at %s failed: %s", redact_uri(uri), reason)
-        return False
-    return True
 
 
 def log_validation(uri: str, run_id: str, record: Mapping[str, Any], folder: Path) -> bool:
@@ -96,7 +118,7 @@ def _logged_validations(client: Any, run_id: str) -> set[int]:
     return {int(metric.step) for metric in client.get_metric_history(run_id, "val_loss")}
 
 
-def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
+def sync_metrics(config: RunConfig, run_id: str, *logs: "MetricsLog") -> None:
     """Send the rows that MLflow does not have yet.
 
     Raises:
@@ -105,12 +127,8 @@ def sync_metrics(config: RunConfig, run_id: str, log: "MetricsLog") -> None:
     uri = tracking_uri(config)
     client = client_of(uri)
     with explained("completing the metrics", uri):
-        there = {metric.step for metric in client.get_metric_history(run_id, "loss")}
-    missing = [row for row in log.rows() if int(row["step"]) not in there]
-    if missing and not log_rows(uri, run_id, missing):
-        raise StageError(
-            f"MLflow at {redact_uri(uri)} does not take the metrics; run the same command again"
-        )
+        for log in logs:
+            send_missing_rows(client, run_id, log.rows())
 
 
 def log_evaluation(

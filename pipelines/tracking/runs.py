@@ -1,8 +1,7 @@
-"""MLflow runs: one for each training, with its settings, its data set, files and load."""
+"""MLflow runs: one for each training, with its settings, its data set and files."""
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pipelines.storage import read_json, write_json
 from pipelines.tracking.client import client_of, explained, sent
 from pipelines.tracking.store import tracking_uri
 
-__all__ = ["finish_run", "log_files", "set_tag", "start_run", "system_metrics", "tag_run"]
+__all__ = ["finish_run", "has_run", "log_files", "set_tag", "start_run", "tag_run"]
 
 _LONGEST_TAG = 5000
 
@@ -76,6 +75,26 @@ def _reopen(client: Any, run_id: str) -> bool:
     return True
 
 
+def has_run(config: RunConfig, run_id: str) -> bool:
+    """Tell whether the store has a run, and it was not deleted.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    client = client_of(uri)
+    import mlflow
+
+    with explained("looking for the run", uri):
+        try:
+            found = client.get_run(run_id)
+        except mlflow.MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+    return bool(found.info.lifecycle_stage == "active")
+
+
 def _experiment(client: Any, config: RunConfig, uri: str) -> str:
     name = config.tracking.experiment
     found = client.get_experiment_by_name(name)
@@ -126,32 +145,6 @@ def log_files(uri: str, run_id: str, paths: Iterable[Path]) -> bool:
 def set_tag(uri: str, run_id: str, name: str, value: str) -> bool:
     """Set a tag of the training's run; returns whether it was set, never raises."""
     return sent(uri, lambda client: client.set_tag(run_id, name, value[:_LONGEST_TAG]), "a tag")
-
-
-@contextmanager
-def system_metrics(config: RunConfig, run_id: str) -> Iterator[None]:
-    """Record load, memory, disk, network and GPUs of this machine while the block runs.
-
-    Args:
-        config: the run; ``tracking.system_metrics_s`` is the interval, 0 records nothing.
-        run_id: the training's run, which is open.
-    """
-    interval = config.tracking.system_metrics_s
-    if not interval:
-        yield
-        return
-    uri = tracking_uri(config)
-    client_of(uri)
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(
-        run_id, sampling_interval=interval, resume_logging=True, tracking_uri=uri
-    )
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.finish()
 
 
 def tag_run(config: RunConfig, run_id: str, name: str, text: str) -> None:

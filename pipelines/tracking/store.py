@@ -1,16 +1,22 @@
-"""Which MLflow store a run uses, and whether it can be reached. Imports no mlflow."""
+"""Which MLflow store a run uses, and whether it can be reached.
+
+Imports mlflow only to ask a server that wants a password.
+"""
 
 from pathlib import Path
+from typing import Any
 
 from cil.errors import ConfigError
 from pipelines.config import RunConfig, environment, redact_uri
 from pipelines.storage import check_writable
+from pipelines.tracking.client import client_of
 
 __all__ = ["MLFLOW_FOLDER", "check_tracking", "has_store", "shown_uri", "tracking_uri"]
 
 MLFLOW_FOLDER = "mlflow"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _TIMEOUT_S = 5
+_QUESTION = "api/2.0/mlflow/experiments/search?max_results=1"
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -67,6 +73,36 @@ def _check_server(uri: str, shown: str) -> None:
             f"tracking.uri: no MLflow server at {shown} ({problem}); start it with "
             "`mlflow server`, or leave tracking.uri empty for a local sqlite store"
         )
+    _check_user(uri, shown)
+
+
+def _check_user(uri: str, shown: str) -> None:
+    """Ask something that needs a user where the server has users; MLflow's client knows ours."""
+    import requests
+
+    question = f"{uri.rstrip('/')}/{_QUESTION}"
+    try:
+        asks = requests.get(question, auth=_no_auth, timeout=_TIMEOUT_S).status_code in (401, 403)
+    except requests.RequestException:
+        return  # what is wrong will be said by what is asked in earnest
+    if not asks:
+        return
+    client = client_of(uri)
+    import mlflow
+
+    try:
+        client.search_experiments(max_results=1)
+    except mlflow.MlflowException as error:
+        reason = redact_uri(str(error).partition("\n")[0].partition(". Response body")[0])
+        raise ConfigError(
+            f"tracking.uri: MLflow at {shown} refuses the user name or the password ({reason}); "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        ) from error
+
+
+def _no_auth(request: Any) -> Any:
+    """Keep requests from looking for a password by itself, as it does in ~/.netrc."""
+    return request
 
 
 def _check_sqlite(uri: str) -> None:

@@ -31,7 +31,8 @@ __all__ = [
 
 _ENTRY = "history."
 _LONGEST_TAG = 5000
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+# A server with users says PERMISSION_DENIED of what is not there, but to administrators.
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

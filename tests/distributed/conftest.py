@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+LIMIT_S = 1200
+"""Of a command; a hang is what it ends, not slowness."""
+
 SMALL = {
     "data": {"num_frames": 4, "fps": 8, "height": 32, "width": 32},
     "first_stage": {"patch_size": 4, "latent_channels": 4},
@@ -40,7 +43,7 @@ class Cil:
         return self.command(name, "--config", str(self.config), *settings)
 
     def __call__(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
     def run(self, name: str, output: Path, *overrides: str) -> dict:
         done = self(*self.stage(name, output, "--json", *overrides))
@@ -81,7 +84,7 @@ def finished_run(cil: Cil, tmp_path_factory: pytest.TempPathFactory) -> Finished
     # as users write it: a path relative to where they are
     command = cil.stage("run", Path(output.name), "--json")
     done = subprocess.run(
-        command, cwd=output.parent, capture_output=True, text=True, timeout=400, check=False
+        command, cwd=output.parent, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     reports = done.stdout.splitlines()[-1].replace(f'"{output.name}/', f'"{output}/')

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
-_LIMIT_S = 500
+_LIMIT_S = 1200
 NUM_CLIPS, BATCH, STEPS = 11, 4, 20
 CONFIG = {
     "data": {"videos": "none", "num_frames": 2, "fps": 8, "height": 16, "width": 16},

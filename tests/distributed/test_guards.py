@@ -63,7 +63,7 @@ def test_the_worker_that_sleeps_in_its_batch_is_named(cil, output, tmp_path):
         [sys.executable, str(script), *command, *settings],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ def store(s3, s3_endpoint, cil) -> dict[str, str]:
 def run(cil, store, name: str, *arguments: str) -> dict:
     command = cil.command(name, *arguments, "--json")
     done = subprocess.run(
-        command, env=store, capture_output=True, text=True, timeout=400, check=False
+        command, env=store, capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "not-a-secret" not in done.stdout + done.stderr

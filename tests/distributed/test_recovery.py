@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
-_LIMIT_S = 300
+_LIMIT_S = 1200
 LONGER = ("--train.num-steps", "30", "--train.checkpoint-every", "5", "--train.log-every", "1")
 
 

@@ -16,29 +16,30 @@ from pipelines.sample import SampleArguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("infra/*.md")])
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
-    """Return (page, code) of every code block in a language."""
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    """Return (page, code) of every code block in these languages."""
     return [
         (page.relative_to(ROOT).as_posix(), code)
         for page in PAGES
         for found, code in BLOCK.findall(page.read_text(encoding="utf-8"))
-        if found == language
+        if found in languages
     ]
+
+
+def lines(*languages: str) -> list[str]:
+    """Return every line of these blocks once; one that is continued is one line."""
+    code = "\n".join(code.replace("\\\n", " ") for _, code in blocks(*languages))
+    return [line for line in dict.fromkeys(code.splitlines()) if line.strip()]
 
 
 def commands(program: str) -> list[list[str]]:
-    """Return the arguments of every call of a program in the shell blocks, each once."""
-    lines = [
-        line
-        for _, code in blocks("bash")
-        for line in code.replace("\\\n", " ").splitlines()
-        if line.startswith(f"{program} ")
-    ]
-    return [shlex.split(line, comments=True)[1:] for line in dict.fromkeys(lines)]
+    """Return the arguments of every call of a program, run or not, each once."""
+    starting = [line for line in lines("bash", "sh") if line.startswith(f"{program} ")]
+    return [shlex.split(line, comments=True)[1:] for line in starting]
 
 
 @pytest.mark.parametrize("arguments", commands("make"), ids=" ".join)
@@ -49,25 +50,131 @@ def test_make_targets_exist(arguments):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("arguments", commands("cil"), ids=" ".join)
-def test_cil_commands_parse(arguments, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(ROOT)
-    command, *rest = arguments
-    if command == "submit":
-        assert _main(["submit", "--dry-run", *rest]) == 0
-    elif "--config" in rest and (ROOT / rest[rest.index("--config") + 1]).exists():
-        if "pretrained" in (ROOT / rest[rest.index("--config") + 1]).read_text():
+@pytest.fixture
+def parses(monkeypatch, capsys, tmp_path):
+    """Let our own parser read the words after `cil`; a file of the reader's own is an empty one."""
+
+    def check(arguments):
+        command, *rest = arguments
+        monkeypatch.chdir(ROOT)
+        if command == "submit":
+            assert _main(["submit", "--dry-run", *rest]) == 0, capsys.readouterr().err
+            check(rest[rest.index("--") + 1 :])
+        elif command == "sample":
+            assert tyro.cli(SampleArguments, args=rest).model
+        elif command in ("verify", "export", "import"):
+            monkeypatch.chdir(tmp_path)  # where nothing is that could be read
+            assert _main(list(arguments)) == 1
+            assert "usage:" not in capsys.readouterr().err
+        else:
+            assert _main([*_with_files(arguments, tmp_path), "--dry-run"]) == 0, (
+                capsys.readouterr().err
+            )
+            assert command == "sweep" or "time_noise:" in capsys.readouterr().out
+
+    return check
+
+
+def _with_files(arguments, folder):
+    """Name an empty file for a configuration of the reader's own, and weights that are there."""
+    arguments = list(arguments)
+    if "--config" in arguments:
+        at = arguments.index("--config") + 1
+        if not arguments[at].startswith("configs/"):
+            (folder / "own.yaml").write_text("")
+            arguments[at] = str(folder / "own.yaml")
+            return arguments
+        assert (ROOT / arguments[at]).is_file(), f"{arguments[at]} is not there"
+        if "pretrained" in (ROOT / arguments[at]).read_text():
             for part in ("unet", "image_encoder", "text_encoder", "tokenizer"):
-                (tmp_path / part).mkdir()  # stands for the weights that a user has downloaded
-            arguments = [*arguments, "--model.pretrained", str(tmp_path)]
-        assert _main([*arguments, "--dry-run"]) == 0
-        assert "time_noise:" in capsys.readouterr().out
-    elif command == "sweep":
-        assert _main([*arguments, "--dry-run"]) == 0
-    elif command == "sample":
-        assert tyro.cli(SampleArguments, args=rest).model
+                (folder / part).mkdir(exist_ok=True)
+            if "--model.pretrained" not in arguments:
+                arguments += ["--model.pretrained", ""]
+            arguments[arguments.index("--model.pretrained") + 1] = str(folder)
+    return arguments
+
+
+@pytest.mark.parametrize("arguments", commands("cil"), ids=" ".join)
+def test_cil_commands_parse(arguments, parses):
+    parses(arguments)
+
+
+def test_a_command_that_does_not_parse_is_found(parses):
+    for wrong in ("trian", "train --config configs/demo.yaml --train.steps 5", "export --outs x"):
+        with pytest.raises(AssertionError):
+            parses(wrong.split())
+    with pytest.raises(AssertionError):
+        parses(["train", "--config", "configs/none.yaml"])
+
+
+@pytest.mark.parametrize("arguments", commands("python"), ids=" ".join)
+def test_python_commands_name_what_is_there(arguments):
+    if arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1]), arguments
     else:
-        assert command in {*COMMANDS, "STAGE"}
+        assert (ROOT / arguments[0]).is_file(), arguments
+
+
+@pytest.mark.slow  # two heavy imports
+def test_the_commands_of_ray_and_mlflow_parse(parses):
+    import click
+    from mlflow.cli import cli as mlflow
+    from ray.dashboard.modules.job.cli import job_cli_group as ray_job
+
+    for arguments in commands("ray"):
+        assert arguments[:2] == ["job", "submit"]
+        words = arguments[arguments.index("--") + 1 :]
+        ray_job.commands["submit"].make_context("submit", [*arguments[2:]])
+        assert words[:3] == ["python", "-m", "pipelines"]
+        parses(words[3:])
+    for program, *words in commands("mlflow"):
+        command = mlflow.get_command(click.Context(mlflow), program)
+        assert command is not None, program
+        command.make_context(program, words)
+
+
+PARSED = ("cil", "make", "python", "ray", "mlflow")
+LANGUAGES = ("bash", "sh", "python", "yaml", "json", "text")
+SHELL = ("source", "export", "tar")
+"""Nothing of ours; what they are given is checked here, as far as it is in the repository."""
+
+
+def test_every_command_is_checked_or_marked():
+    """The rule of CONTRIBUTING: `bash` is what tests parse, `sh` what needs more than they have."""
+    for line in lines("bash"):
+        assert line.split()[0] in (*PARSED, *SHELL), f"fence it as sh: {line}"
+        assert not NEEDS_MORE.search(line), f"fence it as sh: {line}"
+    for page, code in blocks("sh"):
+        assert NEEDS_MORE.search(code), f"{page}: fence it as bash: {code}"
+    for page in PAGES:
+        for language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+            assert language in {*LANGUAGES, ""}, (page, language)
+            if language in ("text", ""):
+                assert not re.search(r"^(cil [a-z]|make |python |kubectl )", code, re.MULTILINE)
+
+
+NEEDS_MORE = re.compile(r"kubectl|docker|systemctl|sudo|curl|audit|bench-gpu|test-gpu|ray up")
+"""A cluster, a daemon, root, a server, the network, or a GPU."""
+
+
+def test_commands_within_sentences_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+        assert set(re.findall(r"`cil ([a-z]+)", text)) <= {*COMMANDS, "help"}, page
+        assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets, page
+
+
+def test_the_commands_at_the_head_of_configurations_parse(parses):
+    found = []
+    for path in sorted(ROOT.glob("configs/*.yaml")):
+        head = path.read_text(encoding="utf-8")
+        for line in re.findall(r"^#.*?\b(cil [a-z]+ .*?)(?:[,;]|$)", head, re.MULTILINE):
+            found.append(line)
+            parses(shlex.split(line)[1:])
+    assert len(found) >= 5
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -108,7 +108,7 @@ def test_users_are_kept_in_postgres_without_a_password_in_the_file():
     parser.read(MLFLOW / "basic_auth.ini")
     settings = dict(parser["mlflow"])
     assert settings["default_permission"] == "NO_PERMISSIONS"
-    assert settings["database_uri"] == "postgresql://mlflow@postgres:5432/mlflow_auth"
+    assert settings["database_uri"] == "postgresql+psycopg2://mlflow@postgres:5432/mlflow_auth"
     assert "admin_password" not in settings
     assert "mlflow_auth" in (MLFLOW / "create_auth_database.sql").read_text()
 

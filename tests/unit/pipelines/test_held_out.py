@@ -22,6 +22,7 @@ def video(number):
 @pytest.fixture(scope="module")
 def write(small_shards):
     """Write a data set of some videos with two clips each; one video has clips in two buckets."""
+    from pipelines.config import content_hash
     from pipelines.shards import entry_of, load_manifest
     from pipelines.storage import write_json
 
@@ -45,6 +46,8 @@ def write(small_shards):
         raw = manifest.to_json()
         raw["shards"] = [entry_of(sidecar) for sidecar in sidecars]
         raw["buckets"] = buckets
+        sealed = {"identity": raw["identity"], "shards": raw["shards"]}
+        raw["fingerprint"] = content_hash(sealed)
         write_json(folder / "manifest.json", raw)
         return ShardReader(folder, bucket=f"16x16x{shapes[0][0]}")
 

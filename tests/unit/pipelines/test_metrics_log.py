@@ -145,9 +145,18 @@ class FakeBoard:
 def callback(log, monkeypatch):
     """A callback whose tracking only takes notes."""
     sent = []
-    monkeypatch.setattr(
-        metrics_log.tracking, "log_rows", lambda uri, run, rows: sent.append((uri, run, rows))
-    )
+
+    class Sender:
+        is_away = False
+
+        def __init__(self, uri, run, log):
+            self.where = (uri, run)
+
+        def add(self, rows):
+            assert log.rows()[-len(rows) :] == rows, "not in the file yet"
+            sent.append((*self.where, rows))
+
+    monkeypatch.setattr(metrics_log.tracking, "MetricsSender", Sender)
 
     def make(**more):
         return ReportCallback(
@@ -171,6 +180,15 @@ def test_a_report_goes_to_file_board_and_tracking(callback, log):
     # two steps of half a second are done, eight are left
     note = "loss 1.0000  grad 1.00  16.0 clips/s  data wait 0%  about 4 s left"
     assert made._board.posted == [(2, note)]
+
+
+def test_a_report_says_that_the_server_is_away(callback):
+    made = callback()
+    made.after_report(None, [{"rows": [row(0)]}], None)
+    made._sender.is_away = True
+    made.after_report(None, [{"rows": [row(1)]}], None)
+    notes = [note for _, note in made._board.posted]
+    assert ["MLflow is away" in note for note in notes] == [False, True]
 
 
 def test_steps_that_a_resumed_run_repeats_are_written_once(callback, log):

@@ -85,10 +85,18 @@ def test_a_metric_that_fails_fails_nothing(sent, monkeypatch, place):
 
 def test_reports_of_workers_are_sent(sent, tmp_path, monkeypatch):
     class Board:
+        is_away = False
+
+        def __init__(self, *_):
+            pass
+
+        def add(self, rows):
+            pass
+
         class post:
             remote = staticmethod(lambda *_: None)
 
-    monkeypatch.setattr("pipelines.tracking.log_rows", lambda *_: True)
+    monkeypatch.setattr("pipelines.tracking.MetricsSender", Board)
     callback = ReportCallback(
         log_path=tmp_path / "m.jsonl", board=Board, tracking_uri="", run_id="r", num_steps=9
     )

@@ -1,21 +1,22 @@
 import dataclasses
 import http.server
 import json
-import logging
 import os
 import socket
 import threading
 
+import mlflow
 import pytest
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.config import RunConfig
-from pipelines.metrics_log import MetricsLog
 from pipelines.records import FORMAT_VERSION, Manifest
 from pipelines.settings import OutputConfig, TrackingConfig
 from pipelines.storage import read_json
 from pipelines.tracking.client import client_of, store_of_process
+from pipelines.tracking.versions import aliased
 
 MANIFEST = Manifest(
     format_version=FORMAT_VERSION,
@@ -47,15 +48,18 @@ def closed_port():
 
 @pytest.fixture
 def server():
-    """A web server that answers every question with one status."""
+    """A web server that answers every question with one status, or by its path and user."""
     servers = []
 
     def start(status):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                self.send_response(status)
+                answer = status(self.path, self.headers) if callable(status) else status
+                self.send_response(answer)
                 self.end_headers()
-                self.wfile.write(b"OK")
+                self.wfile.write(b"{}")
+
+            do_POST = do_GET
 
             def log_message(self, *_):
                 pass
@@ -122,6 +126,23 @@ def test_a_server_that_answers_is_fine(server):
 @pytest.mark.parametrize("status", [404, 401, 500])
 def test_a_server_that_answers_with_an_error_is_refused(server, status):
     assert f"(it answered {status})" in refused(server(status))
+
+
+@pytest.mark.parametrize("user", ["", "me", "you"])
+def test_a_user_whom_the_server_does_not_know_is_refused(server, monkeypatch, user):
+    def answer(path, headers):
+        known = headers.get("Authorization") == "Basic bWU6czNjcmV0"  # me:s3cret
+        return 200 if path == "/health" or known else 401
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret" if user else "")
+    uri = server(answer)
+    if user == "me":
+        assert tracking.check_tracking(config_for(uri)) is None
+    else:
+        message = refused(uri)
+        assert f"MLflow at {uri} refuses the user name or the password" in message
+        assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in message
 
 
 def test_a_server_that_is_not_there_is_refused(closed_port):
@@ -242,28 +263,6 @@ def test_a_note_of_a_run_that_the_store_does_not_know_is_ignored(store, tmp_path
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
-def test_rows_are_logged_and_what_is_missing_is_added_once(store, tmp_path):
-    config, client = store
-    run_id = tracking.start_run(config, tmp_path, MANIFEST, "e" * 64)
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append([row(step) for step in range(5)])
-    assert tracking.log_rows(config.tracking.uri, run_id, [row(0), row(1), row(3)])
-    tracking.sync_metrics(config, run_id, log)
-    tracking.sync_metrics(config, run_id, log)
-    expected = [(step, float(step)) for step in range(5)]
-    assert sorted(history(client, run_id)) == expected
-    for name in ("grad_norm", "learning_rate", "sigma_cond"):
-        assert sorted(step for step, _ in history(client, run_id, name)) == [0, 1, 2, 3, 4]
-
-
-def test_many_rows_go_in_several_batches(store, tmp_path):
-    """MLflow takes a thousand metrics at once."""
-    config, client = store
-    run_id = tracking.start_run(config, tmp_path, MANIFEST, "g" * 64)
-    assert tracking.log_rows(config.tracking.uri, run_id, [row(step) for step in range(300)])
-    assert len(history(client, run_id)) == 300
-
-
 def test_finishing_closes_the_run(store, tmp_path):
     config, client = store
     run_id = tracking.start_run(config, tmp_path, MANIFEST, "h" * 64)
@@ -273,18 +272,22 @@ def test_finishing_closes_the_run(store, tmp_path):
     assert client.get_run(run_id).info.status == "FAILED"
 
 
-def test_a_store_that_is_away_stops_no_training(store, caplog):
-    config, _ = store
-    with caplog.at_level(logging.WARNING, logger="pipelines.tracking"):
-        assert not tracking.log_rows(config.tracking.uri, "no such run", [row(0)])
-    assert "metrics kept for later" in caplog.text
-
-
 @pytest.mark.parametrize("uri", ["models:/missing/1", "models:/missing@champion"])
 def test_a_model_that_is_not_there_is_explained(store, uri):
     config, _ = store
     with pytest.raises(StageError, match=f"there is no {uri} in sqlite:///.*; check the name"):
         tracking.download_model(uri, config.tracking.uri)
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"])
+def test_a_model_that_is_not_there_has_no_champion(store, monkeypatch, code):
+    """A server with users says so of what a user may not see, be it there or not."""
+
+    def refuse(*_):
+        raise mlflow.MlflowException("no", error_code=ErrorCode.Value(code))
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_registered_model", refuse)
+    assert aliased(store[0], "champion") is None
 
 
 def test_using_a_store_leads_no_child_process_to_it(store, monkeypatch):
@@ -380,24 +383,3 @@ def test_what_cannot_be_sent_is_a_warning(store, tmp_path, caplog):
     run_id = tracking.start_run(config, tmp_path, MANIFEST, "x" * 64)
     assert not tracking.log_files(uri, run_id, [tmp_path / "nothing.png"])
     assert caplog.text.count("not sent, MLflow at") == 3
-
-
-def test_the_machine_is_recorded_while_the_block_runs(store, tmp_path):
-    import time
-
-    config, client = store
-    run_id = tracking.start_run(config, tmp_path, MANIFEST, "y" * 64)
-    often = dataclasses.replace(config.tracking, system_metrics_s=0.1)
-    with tracking.system_metrics(dataclasses.replace(config, tracking=often), run_id):
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            names = client.get_run(run_id).data.metrics
-            if "system/cpu_utilization_percentage" in names:
-                break
-            time.sleep(0.2)
-    assert "system/cpu_utilization_percentage" in client.get_run(run_id).data.metrics
-    never = dataclasses.replace(config.tracking, system_metrics_s=0.0)
-    other = tracking.start_run(config, tmp_path / "other", MANIFEST, "z" * 64)
-    with tracking.system_metrics(dataclasses.replace(config, tracking=never), other):
-        time.sleep(0.3)
-    assert client.get_run(other).data.metrics == {}

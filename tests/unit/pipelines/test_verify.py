@@ -118,7 +118,8 @@ def test_a_wrong_count_of_a_shard_is_found(dataset, faults):
     entries = [dict(entry) for entry in manifest.shards]
     entries[0]["count"] += 1
     totals = {**manifest.totals, "clips": 11}
-    sealed(dataset, shards=entries, totals=totals)
+    buckets = {"32x32x8": {**manifest.buckets["32x32x8"], "clips": 11}}
+    sealed(dataset, shards=entries, totals=totals, buckets=buckets)
     assert faults() == [("shards/shard-000000.json", "the manifest states something else")]
 
 
@@ -127,7 +128,7 @@ def test_an_edited_manifest_is_found(dataset, faults, what):
     manifest = load_manifest(dataset)
     if what == "shards":
         entries = [dict(entry) for entry in manifest.shards]
-        entries[0]["generation"] = 3
+        entries.reverse()
         edit(dataset / "manifest.json", shards=entries)
         expected = ["the fingerprint is not that of the identity and shards"]
     else:
@@ -137,6 +138,37 @@ def test_an_edited_manifest_is_found(dataset, faults, what):
             "the fingerprint is not that of the identity and shards",
         ]
     assert faults() == [("manifest.json", message) for message in expected]
+
+
+@pytest.mark.parametrize("field", ["generation", "bucket"])
+def test_a_shard_of_another_generation_or_bucket_is_found(dataset, faults, field):
+    path = dataset / "shards" / "shard-000000.json"
+    raw = json.loads(path.read_bytes())
+    edit(path, **{field: raw["generation"] + 3 if field == "generation" else "64x64x8"})
+    assert faults() == [("shards/shard-000000.json", "the manifest states something else")]
+
+
+@pytest.mark.parametrize("name", ["shards", "bytes"])
+def test_other_wrong_totals_are_found(dataset, faults, name):
+    totals = load_manifest(dataset).totals
+    edit(dataset / "manifest.json", totals={**totals, name: totals[name] + 1})
+    message = f"the shards have {totals[name]} {name}, the total is {totals[name] + 1}"
+    assert faults() == [("manifest.json", message)]
+
+
+def test_a_bucket_with_another_number_of_clips_is_found(dataset, faults):
+    bucket = load_manifest(dataset).buckets["32x32x8"]
+    edit(dataset / "manifest.json", buckets={"32x32x8": {**bucket, "clips": 9}})
+    message = "the shards of 32x32x8 have 10 clips, the bucket 9"
+    assert faults() == [("manifest.json", message)]
+
+
+def test_a_video_with_another_number_of_clips_is_found(dataset, faults):
+    path = dataset / "shards" / "shard-000000.json"
+    inputs = json.loads(path.read_bytes())["inputs"]
+    edit(path, inputs=[{**inputs[0], "clips": inputs[0]["clips"] + 1}, *inputs[1:]])
+    message = "its videos have another number of clips"
+    assert faults() == [("shards/shard-000000.json", message)]
 
 
 def other_offset(raw):

@@ -281,16 +281,17 @@ def manifest_of(sidecars, source):
     buckets = Counter()
     for sidecar in full:
         buckets[sidecar.bucket] += sidecar.count
+    shards = [entry_of(sidecar) for sidecar in full]
     return Manifest(
         format_version=FORMAT_VERSION,
-        fingerprint=content_hash([sidecar.sha256 for sidecar in full]),
+        fingerprint=content_hash({"identity": {}, "shards": shards}),
         identity={},
         identity_hash="identity",
         buckets={
             name: {"latents_shape": [Bucket.parse(name).num_frames, 2, 2, 2], "clips": count}
             for name, count in buckets.items()
         },
-        shards=[entry_of(sidecar) for sidecar in full],
+        shards=shards,
         totals={
             "videos": len(source.listing.videos) + len(source.listing.refused),
             "videos_encoded": len(there & now),

@@ -86,7 +86,7 @@ def _with_files(arguments, folder):
             return arguments
         assert (ROOT / arguments[at]).is_file(), f"{arguments[at]} is not there"
         if "pretrained" in (ROOT / arguments[at]).read_text():
-            for part in ("unet", "image_encoder", "text_encoder", "tokenizer"):
+            for part in ("unet", "transformer", "image_encoder", "text_encoder", "tokenizer"):
                 (folder / part).mkdir(exist_ok=True)
             if "--model.pretrained" not in arguments:
                 arguments += ["--model.pretrained", ""]

@@ -20,12 +20,14 @@ def main() -> None:
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(spec["world_size"]),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(spec["port"]),
     )
     import torch
 
     torch.set_num_threads(1)
+    # through a file: a free port may be another's by the time it is used
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{spec['rendezvous']}", rank=rank, world_size=spec["world_size"]
+    )
     torch.manual_seed(0)
     folder = Path(spec["output"]).parent
     found = {name: run_case(train, folder / name) for name, train in spec["cases"].items()}

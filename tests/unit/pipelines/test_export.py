@@ -7,7 +7,6 @@ import pickle
 import pickletools
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import zipfile
@@ -47,13 +46,12 @@ PROMISED = 1e-6
 
 def train_in_processes(encoded_run, folder, cases, *, world_size):
     """Train each case; returns the results by name."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    rendezvous = folder / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
     spec = {
         "config": dataclasses.asdict(encoded_run.config),
         "world_size": world_size,
-        "port": port,
+        "rendezvous": str(rendezvous),
         "output": str(folder),
         "cases": [
             {

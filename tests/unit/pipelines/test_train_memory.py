@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +34,15 @@ SIZE = NetworkSize(total=1_600_000_000, trained=1_600_000_000)
 
 
 def count(folder, cases, *, world_size):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    rendezvous = folder / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
     output = folder / "found.json"
-    spec = {"world_size": world_size, "port": port, "output": str(output), "cases": cases}
+    spec = {
+        "world_size": world_size,
+        "rendezvous": str(rendezvous),
+        "output": str(output),
+        "cases": cases,
+    }
     (folder / "spec.json").write_text(json.dumps(spec))
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
     processes = [

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,14 +41,13 @@ def settings_of(encoded_run, **train):
 
 def run_workers(encoded_run, folder, cases, *, world_size=2):
     """Run cases on a group of processes; returns the result of each by name."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    rendezvous = folder / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
         "config": dataclasses.asdict(encoded_run.config),
         "world_size": world_size,
-        "port": port,
+        "rendezvous": str(rendezvous),
         "output": str(folder),
         "cases": [{**case, "train": {**TRAIN, **case["train"]}} for case in cases],
     }

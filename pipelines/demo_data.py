@@ -6,8 +6,8 @@
 In: numbers only. Out: OUT/sprite-0000.mp4 and so on, a few first frames as PNG that belong to none
 of them (beside OUT), and OUT.json, written last, with the settings and the sha256 of every file.
 The same arguments and the same PyAV give the same bytes; a second call finds all done and does
-nothing. ``pipelines.demo_sprites`` says what the videos show, ``pipelines.demo_stills`` what those of
-the worlds ``moving`` and ``still`` do, which are for the experiments.
+nothing. ``pipelines.demo_sprites`` says what the videos show, ``pipelines.demo_stills`` what those
+of the worlds ``moving`` and ``still`` do, which are for the experiments.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python -m pipelines.experiments configs/experiments/stillness.yaml
     python -m pipelines.experiments configs/experiments/stillness.yaml --seed 1 --dry-run
 
-In: a file of configs/experiments. Out: FOLDER/results.json, table.md and figure.svg, of the seeds that
-are finished; with ``--docs docs`` the results, the figure and the table in docs/experiments.md. Run
-the same command again to go on after a stop.
+In: a file of configs/experiments. Out: FOLDER/results.json, table.md and figure.svg, of the seeds
+that are finished; with ``--docs docs`` the results, the figure and the table in docs/experiments.md.
+Run the same command again to go on after a stop.
 """
 
 import argparse
@@ -107,7 +107,8 @@ def renew_page(docs: Path, name: str, experiment: Experiment, results: Results) 
 
 
 def _is_finished(experiment: Experiment, seed: int) -> bool:
-    return all(Path(experiment.filled(each.report, seed)).exists() for each in experiment.sources)
+    reports = [text for source in experiment.sources for text in source.reports]
+    return all(Path(experiment.filled(report, seed)).exists() for report in reports)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ _PROGRAMS = {"cil": ["-m", "pipelines"], "python": []}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A leak report of each seed, and the arms that are taken from it."""
+    """Reports of each seed, and the arms that are taken from them."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-    report: str
-    """Path of its leak.json."""
+    reports: tuple[str, ...]
+    """Paths of a leak.json, and of files with further rows of the same arms."""
     arms: Mapping[str, str]
     """Name in the table by name in the report, in the order of the table."""
 

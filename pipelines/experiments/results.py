@@ -16,7 +16,7 @@ from pipelines.experiments.plan import Column, Experiment
 __all__ = ["Results", "Spread", "gather", "read_results", "spread_of"]
 
 _VERSION = 1
-_T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+_T_95 = {1: 12.70620, 2: 4.30265, 3: 3.18245, 4: 2.77645}
 """97.5 % quantile of Student's t by degrees of freedom."""
 
 
@@ -134,6 +134,7 @@ def gather(experiment: Experiment, seeds: Sequence[int]) -> Results:
     )
 
 
+_COUNTED = {"probed", "sampled"}
 _Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -142,20 +143,29 @@ def _arms_of_seed(experiment: Experiment, seed: int) -> tuple[_Rows, dict[str, i
     rows: _Rows = {}
     counts: dict[str, int] = {}
     for source in experiment.sources:
-        path = Path(experiment.filled(source.report, seed))
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StageError(
-                f"there is no report {path} of seed {seed} ({error}); run the experiment first"
-            ) from error
-        there = [arm["name"] for arm in report["arms"]]
-        for name, shown in source.arms.items():
-            if name not in there:
-                raise DataError(f"{path} has the arms {', '.join(there)}, and none named {name}")
-            rows[shown] = [row for row in report["values"] if row["arm"] == name]
-        counts = {key: len(report["clips"][key]) for key in ("probed", "sampled")}
+        for text in source.reports:
+            path = Path(experiment.filled(text, seed))
+            report = _read_report(path, seed)
+            there = [arm["name"] for arm in report["arms"]]
+            for name, shown in source.arms.items():
+                if name not in there:
+                    raise DataError(
+                        f"{path} has the arms {', '.join(there)}, and none named {name}"
+                    )
+                own = [row for row in report["values"] if row["arm"] == name]
+                rows[shown] = [*rows.get(shown, []), *own]
+            counts |= {f"num_{key}": len(report["clips"][key]) for key in _COUNTED & set(report["clips"])}
     return rows, counts
+
+
+def _read_report(path: Path, seed: int) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StageError(
+            f"there is no report {path} of seed {seed} ({error}); run the experiment first"
+        ) from error
+    return report
 
 
 def _value(rows: _Rows, arm: str, column: Column) -> float | None:

@@ -4,8 +4,8 @@
     python -m pipelines.experiments configs/experiments/stillness.yaml --seed 1 --dry-run
 
 In: a file of configs/experiments. Out: FOLDER/results.json, table.md and figure.svg, of the seeds
-that are finished; with ``--docs docs`` the results, the figure and the table in docs/experiments.md.
-Run the same command again to go on after a stop.
+that are finished; with ``--docs docs`` also the results and the figure in docs/experiments and the
+table in docs/experiments.md. Run the same command again to go on after a stop.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m pipelines.experiments.discs build/experiments/stillness/seed-0/tuned/sweep/leak
 
 Optical flow takes flickering texture for motion, and small networks flicker; the disc is the only
-thing in this world that moves. In: the videos that `cil leak` has sampled, kept as npz. Out: discs.json
-in the report's folder, with rows as those of leak.json, also for the real clips (arm ``real``).
+thing in this world that moves. In: the videos that `cil leak` has sampled, kept as npz. Out:
+discs.json in the report's folder, with rows as those of leak.json, and the real clips as arm ``real``.
 """
 
 import argparse
@@ -50,8 +50,7 @@ def disc_speed(frames: NDArray[np.uint8], *, fps: float) -> float | None:
         return None
     time = np.arange(len(frames)) / fps
     velocity = [
-        np.polyfit(time, np.unwrap(_turns(weight.sum(axis))) / (2 * np.pi), 1)[0]
-        for axis in (1, 2)
+        np.polyfit(time, np.unwrap(_turns(weight.sum(axis))) / (2 * np.pi), 1)[0] for axis in (1, 2)
     ]
     return float(np.hypot(*velocity))
 

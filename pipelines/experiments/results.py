@@ -115,10 +115,13 @@ def gather(experiment: Experiment, seeds: Sequence[int]) -> Results:
 
     Raises:
         StageError: a report is missing.
-        DataError: a report has no arm of that name, or none of its arms has a column.
+        DataError: an arm is in no report, or a column is in none of them.
     """
     found = [_arms_of_seed(experiment, seed) for seed in seeds]
     arms = tuple(found[0][0])
+    absent = [arm for arm in arms if not any(rows[arm] for rows, _ in found)]
+    if absent:
+        raise DataError(f"no report has the arms {', '.join(absent)} of {experiment.title}")
     values: dict[str, dict[str, tuple[float | None, ...]]] = {}
     for heading, column in experiment.columns.items():
         own = {arm: tuple(_value(rows, arm, column) for rows, _ in found) for arm in arms}
@@ -146,15 +149,12 @@ def _arms_of_seed(experiment: Experiment, seed: int) -> tuple[_Rows, dict[str, i
         for text in source.reports:
             path = Path(experiment.filled(text, seed))
             report = _read_report(path, seed)
-            there = [arm["name"] for arm in report["arms"]]
             for name, shown in source.arms.items():
-                if name not in there:
-                    raise DataError(
-                        f"{path} has the arms {', '.join(there)}, and none named {name}"
-                    )
                 own = [row for row in report["values"] if row["arm"] == name]
                 rows[shown] = [*rows.get(shown, []), *own]
-            counts |= {f"num_{key}": len(report["clips"][key]) for key in _COUNTED & set(report["clips"])}
+            counts |= {
+                f"num_{key}": len(report["clips"][key]) for key in _COUNTED & set(report["clips"])
+            }
     return rows, counts
 
 

@@ -29,7 +29,9 @@ def raw(folder: Path, **changes):
         "folder": str(folder),
         "seeds": [0, 1, 2],
         "commands": ["python -c 'print({seed})'"],
-        "sources": [{"reports": ["{folder}/leak.json"], "arms": {"none": "plain", "tn": "TimeNoise"}}],
+        "sources": [
+            {"reports": ["{folder}/leak.json"], "arms": {"none": "plain", "tn": "TimeNoise"}}
+        ],
         "columns": {
             "MTR": {"measure": "motion_transfer_ratio", "t": 0.7, "in_figure": True},
             "motion": {"measure": "motion", "start": 1.0},
@@ -103,6 +105,19 @@ def test_the_table_has_mean_and_extremes_and_leaves_empty_what_is_absent(toy):
     assert one[3] == "| TimeNoise | 0.50 | 6.00 | 2.00 |"
 
 
+def test_an_arm_that_is_missing_for_a_seed_is_counted(toy, tmp_path):
+    path = tmp_path / "seed-2" / "leak.json"
+    report = json.loads(path.read_text())
+    report["values"] = [row for row in report["values"] if row["arm"] != "tn"]
+    path.write_text(json.dumps(report))
+    results = gather(toy, (0, 1, 2))
+    assert results.values["motion"]["TimeNoise"] == (6.0, 6.0, None)
+    last = table(results, toy.columns).splitlines()[-1]
+    assert last.startswith(
+        "| TimeNoise | 0.45 (0.40 to 0.50), n = 2 | 6.00 (6.00 to 6.00), n = 2 |"
+    )
+
+
 def test_results_survive_their_file(toy, tmp_path):
     results = gather(toy, (0, 2))
     path = tmp_path / "results.json"
@@ -126,7 +141,7 @@ def test_missing_reports_arms_and_columns_are_errors(toy, tmp_path):
         gather(toy, (7,))
     wrong = raw(tmp_path, sources=[{"reports": ["{folder}/leak.json"], "arms": {"nobody": "x"}}])
     wrong["columns"].pop("of plain")
-    with pytest.raises(DataError, match="none, tn, and none named nobody"):
+    with pytest.raises(DataError, match="no report has the arms x"):
         gather(Experiment.of(wrong, source="toy"), (0,))
     empty = Experiment.of(
         raw(tmp_path, columns={"x": {"measure": "motion", "start": 0.5}}), source="toy"

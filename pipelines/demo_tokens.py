@@ -92,7 +92,8 @@ def first_frames(videos: Path) -> list[NDArray[np.uint8]]:
     found = []
     for path in sorted(videos.glob("*.mp4"))[:_FIRST_FRAMES]:
         with av.open(str(path)) as container:
-            found.append(next(container.decode(video=0)).to_ndarray(format="rgb24"))
+            pixels = next(container.decode(video=0)).to_ndarray(format="rgb24")
+            found.append(np.asarray(pixels, dtype=np.uint8))
     if not found:
         raise ConfigError(f"there are no .mp4 files in {videos}; make them by pipelines.demo_data")
     return found

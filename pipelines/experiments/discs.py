@@ -4,7 +4,8 @@
 
 Optical flow takes flickering texture for motion, and small networks flicker; the disc is the only
 thing in this world that moves. In: the videos that `cil leak` has sampled, kept as npz. Out:
-discs.json in the report's folder, with rows as those of leak.json, and the real clips as arm ``real``.
+discs.json in the folder of the report, with rows as those of leak.json. The real clips are the arm
+``real``.
 """
 
 import argparse

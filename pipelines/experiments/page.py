@@ -23,7 +23,7 @@ _COLUMNS = 3
 
 
 def table(results: Results, columns: Mapping[str, Column]) -> str:
-    """Return the table: mean (smallest to largest of the seeds).
+    """Return the table: mean (smallest to largest of the seeds); an arm without numbers is not run.
 
     Args:
         results: of the experiment.
@@ -33,6 +33,8 @@ def table(results: Results, columns: Mapping[str, Column]) -> str:
     lines = ["| arm | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for arm in results.arms:
         cells = [_cell(results, heading, arm, column) for heading, column in shown.items()]
+        if not any(cells):
+            cells[0] = "not run"
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -62,7 +64,7 @@ def placed(page: str, name: str, text: str) -> str:
         raise ConfigError(
             f"the page has no place '<!-- results {name} -->' ... '<!-- end of ... -->'"
         )
-    return place.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", page)
+    return place.sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", page)
 
 
 def figure(results: Results, columns: Mapping[str, Column]) -> bytes:

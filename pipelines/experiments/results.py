@@ -115,13 +115,10 @@ def gather(experiment: Experiment, seeds: Sequence[int]) -> Results:
 
     Raises:
         StageError: a report is missing.
-        DataError: an arm is in no report, or a column is in none of them.
+        DataError: a column is in none of the reports.
     """
     found = [_arms_of_seed(experiment, seed) for seed in seeds]
     arms = tuple(found[0][0])
-    absent = [arm for arm in arms if not any(rows[arm] for rows, _ in found)]
-    if absent:
-        raise DataError(f"no report has the arms {', '.join(absent)} of {experiment.title}")
     values: dict[str, dict[str, tuple[float | None, ...]]] = {}
     for heading, column in experiment.columns.items():
         own = {arm: tuple(_value(rows, arm, column) for rows, _ in found) for arm in arms}

@@ -118,6 +118,14 @@ def test_an_arm_that_is_missing_for_a_seed_is_counted(toy, tmp_path):
     )
 
 
+def test_an_arm_without_numbers_is_said_to_be_not_run(tmp_path):
+    write_report(tmp_path, 0)
+    arms = {"none": "plain", "tn": "TimeNoise", "constant": "constant"}
+    source = {"reports": ["{folder}/leak.json"], "arms": arms}
+    toy = Experiment.of(raw(tmp_path, sources=[source]), source="toy")
+    assert table(gather(toy, (0,)), toy.columns).splitlines()[-1] == "| constant | not run |  |  |"
+
+
 def test_results_survive_their_file(toy, tmp_path):
     results = gather(toy, (0, 2))
     path = tmp_path / "results.json"
@@ -136,13 +144,9 @@ def test_the_figure_is_the_same_twice_and_differs_with_the_numbers(toy):
     assert figure(three, toy.columns).startswith(b"<?xml")
 
 
-def test_missing_reports_arms_and_columns_are_errors(toy, tmp_path):
+def test_missing_reports_and_columns_are_errors(toy, tmp_path):
     with pytest.raises(StageError, match="no report"):
         gather(toy, (7,))
-    wrong = raw(tmp_path, sources=[{"reports": ["{folder}/leak.json"], "arms": {"nobody": "x"}}])
-    wrong["columns"].pop("of plain")
-    with pytest.raises(DataError, match="no report has the arms x"):
-        gather(Experiment.of(wrong, source="toy"), (0,))
     empty = Experiment.of(
         raw(tmp_path, columns={"x": {"measure": "motion", "start": 0.5}}), source="toy"
     )

@@ -16,7 +16,7 @@ OTHER_TRITON := $(VENV)/triton-3.6.0
 # A GPU host needs no .venv: any Python 3.11 or 3.12 with torch, triton, numpy and pytest.
 GPU_PYTHON ?= python3
 
-.PHONY: help setup fmt lint types test test-slow test-gpu bench-gpu demo demo-quick docs figures check audit lock clean
+.PHONY: help setup fmt lint types test test-slow test-gpu bench-gpu demo demo-quick experiments docs figures check audit lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -66,6 +66,9 @@ demo-quick: setup ## The same path with two arms, few videos and few steps; its 
 	$(BIN)/python -m pipelines.demo_data --out build/demo-quick/videos --num-videos 16
 	$(BIN)/cil sweep configs/demo_quick.yaml --keep timenoise
 	$(BIN)/cil leak --sweep configs/demo_quick.yaml --out build/demo-quick/leak
+
+experiments: setup ## Repeat the experiments of docs/experiments.md: hours on one CPU core
+	$(BIN)/python -m pipelines.experiments $(addprefix configs/experiments/,$(addsuffix .yaml,stillness start_time schedule image_token data_size)) --docs docs
 
 docs: setup ## Build the documentation into site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

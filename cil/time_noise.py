@@ -222,7 +222,7 @@ _TIME_NOISE: dict[str, TimeNoise] = {
     ),
     "paper-svd": TimeNoise(15.0, noise="scalar", time_map="sigma"),
     "paper-svd-fixed": TimeNoise(15.0, noise="shared", time_map="rank"),
-    # Provisional: the value that measurably cured the leak of a toy SVD fine-tuned on 32 clips.
+    # Of toy worlds: it cures their leak, others were hardly tried; docs/adr/0015-default-preset.md.
     "mild": TimeNoise(5.0, noise="shared", time_map="rank"),
 }
 

@@ -1,11 +1,13 @@
 """Make the demo's videos: glowing shapes that drift over a dark torus, as real H.264 files.
 
     python -m pipelines.demo_data --out build/demo/videos
+    python -m pipelines.demo_data --out build/experiments/still/videos --world still --size 16
 
 In: numbers only. Out: OUT/sprite-0000.mp4 and so on, a few first frames as PNG that belong to none
 of them (beside OUT), and OUT.json, written last, with the settings and the sha256 of every file.
 The same arguments and the same PyAV give the same bytes; a second call finds all done and does
-nothing. ``pipelines.demo_sprites`` says what the videos show.
+nothing. ``pipelines.demo_sprites`` says what the videos show, ``pipelines.demo_stills`` what those
+of the worlds ``moving`` and ``still`` do, which are for the experiments.
 """
 
 import argparse
@@ -15,20 +17,26 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cil.errors import CilError, ConfigError, StageError
-from pipelines.demo_sprites import Sprite, draw_sprite, render
+from pipelines.demo_sprites import draw_sprite, render
+from pipelines.demo_stills import draw_still, render_still
 
-__all__ = ["DemoDataConfig", "main", "make_demo_data"]
+__all__ = ["DemoDataConfig", "World", "main", "make_demo_data"]
+
+World = Literal["sprites", "moving", "still"]
+_Clip = Callable[[float], NDArray[np.uint8]]
+"""Frame of a moment, in seconds: (size, size, 3) uint8 RGB."""
 
 _NAME = re.compile(r"sprite-\d{4,}\.mp4(\.part)?")
 
@@ -49,6 +57,9 @@ class DemoDataConfig:
     """First frames kept apart, >= 0."""
     seed: int = 0
     """Of all that is drawn, >= 0."""
+    world: World = "sprites"
+    """What the videos show: glowing shapes that drift, or a disc on a texture, which is ``moving``
+    in most videos or ``still`` in most."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -63,11 +74,24 @@ class DemoDataConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be >= {low}, got {getattr(self, name)}")
+        if self.world not in get_args(World):
+            raise ConfigError(
+                f"world must be one of {', '.join(get_args(World))}, got {self.world!r}"
+            )
         if self.size % 2:
             raise ConfigError(f"size must be even for H.264, got {self.size}; use {self.size + 1}")
 
 
-def _encode_mp4(sprite: Sprite, config: DemoDataConfig) -> bytes:
+def _draw(config: DemoDataConfig, rng: np.random.Generator) -> _Clip:
+    """Draw a clip of the world; returns what renders it."""
+    if config.world == "sprites":
+        sprite = draw_sprite(rng)
+        return lambda time_s: render(sprite, size=config.size, time_s=time_s)
+    still = draw_still(rng, config.world)
+    return lambda time_s: render_still(still, size=config.size, time_s=time_s)
+
+
+def _encode_mp4(clip: _Clip, config: DemoDataConfig) -> bytes:
     """Render a video and encode it with libx264 on one thread, so that the bytes repeat."""
     buffer = io.BytesIO()
     # Neither B-frames nor an edit list: every decoder then counts the frames alike.
@@ -78,18 +102,17 @@ def _encode_mp4(sprite: Sprite, config: DemoDataConfig) -> bytes:
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, config.fps)
         for index in range(config.num_frames):
-            pixels = render(sprite, size=config.size, time_s=index / config.fps)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(clip(index / config.fps), format="rgb24")
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
-def _encode_png(sprite: Sprite, config: DemoDataConfig) -> bytes:
+def _encode_png(clip: _Clip) -> bytes:
     """Render a first frame as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(render(sprite, size=config.size, time_s=0.0)).save(buffer, format="PNG")
+    Image.fromarray(clip(0.0)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -140,11 +163,11 @@ def _files(config: DemoDataConfig, out: Path, held_out: Path) -> Iterator[tuple[
     """Make every file's path and content; each depends on the seed and its own index only."""
     for kind, count in enumerate((config.num_videos, config.num_held_out)):
         for index in range(count):
-            sprite = draw_sprite(np.random.default_rng([config.seed, kind, index]))
+            clip = _draw(config, np.random.default_rng([config.seed, kind, index]))
             if kind == 0:
-                yield out / f"sprite-{index:04d}.mp4", _encode_mp4(sprite, config)
+                yield out / f"sprite-{index:04d}.mp4", _encode_mp4(clip, config)
             else:
-                yield held_out / f"first-{index:02d}.png", _encode_png(sprite, config)
+                yield held_out / f"first-{index:02d}.png", _encode_png(clip)
 
 
 def _is_complete(mark: Path, settings: dict[str, Any], out: Path, held_out: Path) -> bool:
@@ -192,6 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--held-out-dir",
         type=Path,
         help="folder of first frames as PNG that belong to no video (default: OUT/../held_out)",
+    )
+    parser.add_argument(
+        "--world",
+        choices=get_args(World),
+        default=defaults.world,
+        help="what the videos show: shapes that drift, or discs that move or mostly stand still "
+        "(default: %(default)s)",
     )
     for name, help_text in {
         "num_videos": "videos to make",

@@ -157,9 +157,8 @@ def test_a_damaged_folder_is_refused(codec, tmp_path):
         load_first_stage(tmp_path)
     settings = json.loads((tmp_path / "first_stage.json").read_text())
     (tmp_path / "first_stage.json").write_text(json.dumps({**settings, "kind": "magic"}))
-    with pytest.raises(
-        DataError, match="unknown kind of first stage, 'magic'; known: autoencoder_kl, patch_pca"
-    ):
+    known = "autoencoder_kl, autoencoder_kl_wan, patch_pca"
+    with pytest.raises(DataError, match=f"unknown kind of first stage, 'magic'; known: {known}"):
         load_first_stage(tmp_path)
 
 

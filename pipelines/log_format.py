@@ -186,7 +186,7 @@ class _LogHandler(logging.Handler):
             if record.exc_info:
                 text += "\n" + logging.Formatter().formatException(record.exc_info)
             self._lines.record(record.levelname.lower(), text, logger=record.name)
-        except Exception:
+        except Exception:  # as every handler of logging does: a log line must stop no run
             self.handleError(record)
 
 

@@ -6,15 +6,16 @@ computes something else. The settings of a network are those in its ``unet/confi
 in ``transformer/`` where a kind says so.
 """
 
+import copy
 import inspect
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cil.errors import ConfigError, DataError
 from cil.models.base import FORMAT_VERSION
@@ -22,7 +23,16 @@ from cil.models.checkpoint_files import read_checkpoint
 from cil.models.storage import read_json, write_json
 from cil.models.strict_loading import load_strict
 
-__all__ = ["NetworkKind", "check_divides", "copy_part", "read_own_settings", "write_own_settings"]
+__all__ = [
+    "NetworkKind",
+    "check_divides",
+    "check_known",
+    "copy_part",
+    "folder_with",
+    "read_own_settings",
+    "save_network",
+    "write_own_settings",
+]
 
 NETWORK_FOLDER = "unet"
 
@@ -74,7 +84,7 @@ class NetworkKind:
         unknown = sorted(set(given) - known)
         if unknown:
             raise ConfigError(
-                f"unknown setting of an {self.family} model: {', '.join(unknown)}; known are the "
+                f"unknown setting of {self.family} models: {', '.join(unknown)}; known are the "
                 f"fields of {self.settings_name} and the network's: {', '.join(sorted(known))}"
             )
         try:
@@ -146,6 +156,35 @@ def check_divides(folder: Path, config: Mapping[str, Any], name: str) -> None:
             f"{path}: {name} {given} must divide block_out_channels {channels} level by level; "
             "take the config.json that the weights were published with"
         )
+
+
+def check_known(changes: Mapping[str, Any], settings: type, family: str) -> None:
+    """Refuse changes that are no setting of a family's own; those of its networks cannot change.
+
+    Raises:
+        ConfigError: unknown settings, with their names.
+    """
+    unknown = sorted(
+        set(changes) - ({item.name for item in fields(settings)} - {"network", "projector"})
+    )
+    if unknown:
+        raise ConfigError(f"unknown setting of {family} models: {', '.join(unknown)}")
+
+
+def folder_with(part: str, given: Path | None, folder: Path) -> Path | None:
+    """Return the folder that was given, else that of the model if it has the part."""
+    return given if given is not None or not (folder / part).is_dir() else folder
+
+
+def save_network(
+    network: nn.Module, folder: Path, *, state_dict: Mapping[str, Tensor] | None
+) -> None:
+    """Write a network in the format of diffusers; ``state_dict`` replaces its weights, for EMA."""
+    if state_dict is not None:
+        network = copy.deepcopy(network)
+        network.load_state_dict(dict(state_dict))
+    folder.mkdir(parents=True, exist_ok=True)
+    network.save_pretrained(folder)  # type: ignore[operator]
 
 
 def copy_part(source: Path, target: Path) -> None:

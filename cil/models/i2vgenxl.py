@@ -11,25 +11,25 @@ leads away from the negative prompt without the image token; the image's latents
 drops to the same, with the empty caption.
 """
 
-import copy
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cil.conditioning import drop, keep_mask
+from cil.conditioning import drop
 from cil.errors import ConfigError, DataError
 from cil.losses import Network
-from cil.models.adapter import ModelAdapter
-from cil.models.base import ClipConditions, Condition, FirstStage, Guidance, TrainingConditions
+from cil.models.base import ClipConditions, Condition, FirstStage, TrainingConditions
+from cil.models.captioned import CaptionedModel
+from cil.models.condition_encoders import ImageEncoder, TextEncoder
 from cil.models.diffusers_network import (
     NetworkKind,
     check_divides,
-    copy_part,
+    check_known,
+    folder_with,
     read_own_settings,
     write_own_settings,
 )
@@ -47,100 +47,45 @@ from cil.models.i2vgenxl_layers import (
     with_checkpointing,
 )
 from cil.models.null_condition import NullCondition
-from cil.models.pretrained import part_of
 from cil.models.storage import write_json
 from cil.network_input import Counter
 from cil.parameterization import Parameterization
-from cil.shapes import append_dims
 
 __all__ = ["I2VGenXLConfig", "I2VGenXLModel", "build", "load"]
 
 _KIND = NetworkKind(family="i2vgenxl", class_name="I2VGenXLUNet", settings_name="I2VGenXLConfig")
 
 
-class I2VGenXLModel(ModelAdapter):
+class I2VGenXLModel(CaptionedModel):
     """A network of I2VGen-XL and its parts. Implements ``ImageToVideoModel``."""
 
     family = "i2vgenxl"
 
-    def __init__(
-        self,
-        *,
-        config: I2VGenXLConfig,
-        network: nn.Module,
-        first_stage: FirstStage | None,
-        encoders: Path | None = None,
-        text_encoder: Path | None = None,
-        null_condition: NullCondition | None = None,
-    ) -> None:
-        """Take the parts.
+    image_processor = "feature_extractor"
+    network_folder = _KIND.folder
 
-        Args:
-            config: settings.
-            network: an ``I2VGenXLUNet`` of diffusers.
-            first_stage: the codec.
-            encoders: folder with image_encoder/ and feature_extractor/.
-            text_encoder: folder with text_encoder/ and tokenizer/.
-            null_condition: tokens of the empty text, where there is no text encoder.
-        """
-        super().__init__(config=config, network=network, first_stage=first_stage)
+    def __init__(self, *, config: I2VGenXLConfig, **parts: Any) -> None:
+        """Take the parts of a ``CaptionedModel``."""
+        super().__init__(config=config, **parts)
         self.parameterization = Parameterization(config.prediction_type)
-        self._encoders, self._text_folder = encoders, text_encoder
-        self._null_condition = null_condition
-
-    @property
-    def guidance(self) -> Guidance:
-        """Guidance of the same scale for all frames."""
-        return Guidance(first=self.config.guidance_scale, last=self.config.guidance_scale)
 
     @property
     def text_shape(self) -> tuple[int, int]:
         """(L, D) of the tokens of a caption."""
         return 77, int(self.config.network.get("cross_attention_dim", 1024))
 
-    @cached_property
-    def _image_encoder(self) -> Any:
-        from cil.models.condition_encoders import ImageEncoder
+    def read_image_encoder(self, folder: Path) -> ImageEncoder:
+        """Return CLIP, whose projected token of the image's centre square is attended to."""
+        return ImageEncoder.from_folder(folder, crop="square")
 
-        if self._encoders is None:
-            raise ConfigError(
-                "this model has no image encoder; load it from a folder with image_encoder/, or "
-                "pass encoders="
-            )
-        return ImageEncoder.from_folder(self._encoders, crop="square")
-
-    @cached_property
-    def _text_encoder(self) -> Any:
-        from cil.models.condition_encoders import TextEncoder
-
-        if self._text_folder is None:
-            raise ConfigError(
-                "this model has no text encoder; load it from a folder with text_encoder/ and "
-                "tokenizer/, or pass text_encoder="
-            )
-        return TextEncoder.from_folder(self._text_folder, layer="penultimate")
-
-    def encode_condition(self, frame: Any) -> Tensor:
-        """Make CLIP's projected token of an image (H, W, 3) uint8: (1, D) float32."""
-        tokens: Tensor = self._image_encoder.encode(frame)
-        return tokens
-
-    def clean_condition(
-        self, frame: Any, *, num_clips: int = 1, prompt: str | None = None
-    ) -> Condition:
-        """Condition on one image without noise, and on a text; see ``ImageToVideoModel``.
-
-        Args:
-            frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
-            num_clips: B, rows of the batch, all alike.
-            prompt: None is the empty text.
-        """
-        return self._told(super().clean_condition(frame, num_clips=num_clips), prompt)
+    def read_text_encoder(self, folder: Path) -> TextEncoder:
+        """Return CLIP's, whose tokens before the last layer are attended to."""
+        return TextEncoder.from_folder(folder, layer="penultimate")
 
     def unconditional(self, condition: Condition) -> Condition:
         """Return the condition without the image token and with the negative prompt."""
         without = replace(condition, image_embeds=torch.zeros_like(condition.image_embeds))
-        return self._told(without, self.config.negative_prompt)
+        return self.told(without, self.config.negative_prompt)
 
     def training_conditions(
         self,
@@ -157,29 +102,9 @@ class I2VGenXLModel(ModelAdapter):
         latents stay. Noise on tokens, if any, is added to dropped ones too.
         """
         if dropout > 0 and clips.text_embeds is not None:
-            keep, text = keep_mask(uniform, dropout), clips.text_embeds
-            text = torch.where(append_dims(keep, 3) > 0, text, self._text(None).to(text))
-            clips, tokens = replace(clips, text_embeds=text), drop(tokens, keep)
+            clips, keep = self.drop_captions(clips, uniform=uniform, dropout=dropout)
+            tokens = drop(tokens, keep)
         return TrainingConditions(clips=clips, tokens=tokens, dropout=0.0)
-
-    def _text(self, text: str | None) -> Tensor:
-        """Return the tokens of a text (L, D); those of the empty one are kept."""
-        if self._null_condition is not None and not text:
-            return self._null_condition.text_embeds
-        if not text:
-            return self._empty_text
-        tokens: Tensor = self._text_encoder.encode(text).tokens
-        return tokens
-
-    @cached_property
-    def _empty_text(self) -> Tensor:
-        tokens: Tensor = self._text_encoder.encode("").tokens
-        return tokens
-
-    def _told(self, condition: Condition, text: str | None) -> Condition:
-        latents = condition.conditioning_latents
-        tokens = self._text(text).to(latents.device)
-        return replace(condition, text_embeds=tokens.expand(latents.shape[0], *tokens.shape))
 
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
         """Return what training's loss calls; see ``ImageToVideoModel.network_call``.
@@ -211,22 +136,7 @@ class I2VGenXLModel(ModelAdapter):
         """Write a pipeline of diffusers; ``state_dict`` replaces the network's weights, for EMA."""
         from diffusers import DDIMScheduler
 
-        network = self.network
-        if state_dict is not None:
-            network = copy.deepcopy(network)
-            network.load_state_dict(dict(state_dict))
-        folder.mkdir(parents=True, exist_ok=True)
-        network.save_pretrained(folder / "unet")  # type: ignore[operator]
-        self.first_stage.save(folder)
-        for parts, source in (
-            (("image_encoder", "feature_extractor"), self._encoders),
-            (("text_encoder", "tokenizer"), self._text_folder),
-        ):
-            if source is not None:
-                copy_part(part_of(source, parts[0]), folder / parts[0])
-                copy_part(source / parts[1], folder / parts[1])
-        if self._null_condition is not None:
-            self._null_condition.save(folder)
+        self.save_parts(folder, state_dict=state_dict)
         DDIMScheduler(**scheduler_config(self.config)).save_pretrained(folder / "scheduler")
         write_json(folder / "model_index.json", _model_index(self.first_stage))
         elsewhere = {"network", *SCHEDULE_SETTINGS}  # stand in unet/ and scheduler/
@@ -308,9 +218,7 @@ def load(
     for name in ("attention_head_dim", "norm_num_groups"):
         check_divides(folder, written, name)
     own = read_own_settings(folder, I2VGenXLModel.family)
-    unknown = sorted(set(changes) - ({item.name for item in fields(I2VGenXLConfig)} - {"network"}))
-    if unknown:
-        raise ConfigError(f"unknown setting of an i2vgenxl model: {', '.join(unknown)}")
+    check_known(changes, I2VGenXLConfig, I2VGenXLModel.family)
     try:
         settings = I2VGenXLConfig(**{**own, **read_schedule(folder)}, network=written)
     except (TypeError, ConfigError) as error:
@@ -326,15 +234,10 @@ def load(
         config=settings,
         network=with_checkpointing(network),
         first_stage=first_stage,
-        encoders=_with(encoders, folder, "image_encoder"),
-        text_encoder=_with(text_encoder, folder, "text_encoder"),
+        encoders=folder_with("image_encoder", encoders, folder),
+        text_encoder=folder_with("text_encoder", text_encoder, folder),
         null_condition=NullCondition.load(folder) if null_condition is None else null_condition,
     )
-
-
-def _with(given: Path | None, folder: Path, part: str) -> Path | None:
-    """Return the folder that was given, else that of the model if it has the part."""
-    return given if given is not None or not (folder / part).is_dir() else folder
 
 
 def _model_index(first_stage: FirstStage) -> dict[str, Any]:

@@ -13,7 +13,7 @@ In: a folder or settings. Out: a model, or a folder. Encoders are copied as file
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cil.errors import ConfigError, DataError
 from cil.models.base import FORMAT_VERSION, FirstStage
+from cil.models.diffusers_network import check_known
 from cil.models.first_stage import load_first_stage
 from cil.models.lvdm import LVDMUNet, Resampler
 from cil.models.lvdm_config import LVDMSettings
@@ -214,10 +215,7 @@ def _settings(
             f"{folder} must hold a {settings.family} model of format {FORMAT_VERSION}, got "
             f"{named[1]!r} of format {named[0]!r}; load it by its own family"
         )
-    known = {item.name for item in fields(settings)} - {"network", "projector"}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ConfigError(f"unknown setting of a {settings.family} model: {', '.join(unknown)}")
+    check_known(changes, settings, settings.family)
     try:
         read = settings.of(
             own,

@@ -9,9 +9,8 @@ the projected one of CLIP; the network is told fps - 1, a motion bucket and the 
 to the condition. A model folder is a pipeline of diffusers with ``model.json`` beside it.
 """
 
-import copy
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,11 @@ from cil.models.base import ClipConditions, FirstStage, Guidance
 from cil.models.diffusers_network import (
     NetworkKind,
     check_divides,
+    check_known,
     copy_part,
+    folder_with,
     read_own_settings,
+    save_network,
     write_own_settings,
 )
 from cil.models.first_stage import load_first_stage
@@ -110,12 +112,7 @@ class SVDModel(ModelAdapter):
         """Write a pipeline of diffusers; ``state_dict`` replaces the network's weights, for EMA."""
         from diffusers import EulerDiscreteScheduler
 
-        network = self.network
-        if state_dict is not None:
-            network = copy.deepcopy(network)
-            network.load_state_dict(dict(state_dict))
-        folder.mkdir(parents=True, exist_ok=True)
-        network.save_pretrained(folder / "unet")  # type: ignore[operator]
+        save_network(self.network, folder / "unet", state_dict=state_dict)
         self.first_stage.save(folder)
         if self._encoders is not None:
             for part in _ENCODER_PARTS:
@@ -195,9 +192,7 @@ def load(
     written = _KIND.config(folder)
     check_divides(folder, written, "num_attention_heads")
     own = read_own_settings(folder, SVDModel.family)
-    unknown = sorted(set(changes) - ({item.name for item in fields(SVDConfig)} - {"network"}))
-    if unknown:
-        raise ConfigError(f"unknown setting of an svd model: {', '.join(unknown)}")
+    check_known(changes, SVDConfig, SVDModel.family)
     try:
         settings = SVDConfig.of(own, network=written)
     except (TypeError, ConfigError) as error:
@@ -208,10 +203,13 @@ def load(
         first_stage = load_first_stage(folder) if first_stage is None else first_stage
     else:
         network = _KIND.new_without_weights(settings.network)
-    if encoders is None and (folder / "image_encoder").is_dir():
-        encoders = folder
     network.eval()
-    return SVDModel(config=settings, network=network, first_stage=first_stage, encoders=encoders)
+    return SVDModel(
+        config=settings,
+        network=network,
+        first_stage=first_stage,
+        encoders=folder_with("image_encoder", encoders, folder),
+    )
 
 
 def _model_index(first_stage: FirstStage) -> dict[str, Any]:

@@ -8,7 +8,6 @@ EDM preconditioning (Karras et al. 2022, arXiv 2206.00364, table 1) with the net
 join on the channels. The image token is zero: the conditioning latents alone show the image.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from cil.errors import ConfigError, DataError
 from cil.losses import Network
 from cil.models.adapter import ModelAdapter
 from cil.models.base import FORMAT_VERSION, ClipConditions, FirstStage
+from cil.models.diffusers_network import save_network
 from cil.models.first_stage import load_first_stage
 from cil.models.frames import as_frames
 from cil.models.storage import read_json, read_tensors, write_json
@@ -70,12 +70,7 @@ class TinyModel(ModelAdapter):
 
     def save(self, folder: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write the model folder; ``state_dict`` replaces the network's own weights, for EMA."""
-        network = self.network
-        if state_dict is not None:
-            network = copy.deepcopy(network)
-            network.load_state_dict(dict(state_dict))
-        folder.mkdir(parents=True, exist_ok=True)
-        network.save_pretrained(folder / "unet")  # type: ignore[operator]
+        save_network(self.network, folder / "unet", state_dict=state_dict)
         self.first_stage.save(folder / "first_stage")
         named = {"format_version": FORMAT_VERSION, "family": self.family}
         write_json(folder / "model.json", {**named, **asdict(self.config)})
@@ -99,7 +94,7 @@ def build(*, seed: int = 0, first_stage: FirstStage | None = None, **config: Any
     unknown = sorted(set(config) - known)
     if unknown:
         raise ConfigError(
-            f"unknown setting of a tiny model: {', '.join(unknown)}; known: "
+            f"unknown setting of tiny models: {', '.join(unknown)}; known: "
             f"{', '.join(sorted(known))}"
         )
     settings = TinyConfig(**config)
@@ -180,7 +175,7 @@ def _changed(settings: TinyConfig, folder: Path, changes: Mapping[str, Any]) -> 
     """Put other settings in place of the folder's, as far as its weights allow."""
     unknown = sorted(set(changes) - {field.name for field in fields(TinyConfig)})
     if unknown:
-        raise ConfigError(f"unknown setting of a tiny model: {', '.join(unknown)}")
+        raise ConfigError(f"unknown setting of tiny models: {', '.join(unknown)}")
     changed = replace(settings, **changes)
     asked = changed.network_config()
     for name, has in settings.network_config().items():

@@ -8,7 +8,7 @@ One network of flow matching that attends to CLIP's tokens of the image; Wan 2.2
 the network is told is in `cil.models.wan_model`.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from cil.errors import ConfigError, DataError
 from cil.models.base import FirstStage
-from cil.models.diffusers_network import read_own_settings
+from cil.models.diffusers_network import check_known, folder_with, read_own_settings
 from cil.models.first_stage import load_first_stage
 from cil.models.null_condition import NullCondition
 from cil.models.wan_config import PUBLISHED_NETWORK, WanConfig, check_network, read_flow_shift
@@ -104,9 +104,7 @@ def load(
         )
     check_network(folder / WAN_KIND.folder / "config.json", written)
     own = read_own_settings(folder, WanModel.family)
-    unknown = sorted(set(changes) - ({item.name for item in fields(WanConfig)} - {"network"}))
-    if unknown:
-        raise ConfigError(f"unknown setting of a wan model: {', '.join(unknown)}")
+    check_known(changes, WanConfig, WanModel.family)
     try:
         settings = WanConfig(**{**own, **read_flow_shift(folder)}, network=written)
     except (TypeError, ConfigError) as error:
@@ -122,12 +120,7 @@ def load(
         config=settings,
         network=network,
         first_stage=first_stage,
-        encoders=_with(encoders, folder, "image_encoder"),
-        text_encoder=_with(text_encoder, folder, "text_encoder"),
+        encoders=folder_with("image_encoder", encoders, folder),
+        text_encoder=folder_with("text_encoder", text_encoder, folder),
         null_condition=NullCondition.load(folder) if null_condition is None else null_condition,
     )
-
-
-def _with(given: Path | None, folder: Path, part: str) -> Path | None:
-    """Return the folder that was given, else that of the model if it has the part."""
-    return given if given is not None or not (folder / part).is_dir() else folder

@@ -7,80 +7,51 @@ network attends to all of CLIP's tokens of the image and to 512 tokens of the ca
 leads away from the negative prompt, the image stays; training drops to the empty caption.
 """
 
-import copy
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from cil.conditioning import keep_mask
 from cil.errors import ConfigError, DataError
 from cil.losses import Network
-from cil.models.adapter import ModelAdapter
 from cil.models.base import (
     ClipConditions,
     Condition,
     FirstStage,
-    Guidance,
     TrainingConditions,
 )
+from cil.models.captioned import CaptionedModel
 from cil.models.clip_first_stage import ClipFirstStage
-from cil.models.diffusers_network import copy_part, write_own_settings
-from cil.models.null_condition import NullCondition
-from cil.models.pretrained import part_of
+from cil.models.condition_encoders import ImageEncoder, TextEncoder
+from cil.models.diffusers_network import write_own_settings
 from cil.models.storage import read_json, write_json
-from cil.models.wan_config import WanConfig, scheduler_config
+from cil.models.wan_config import scheduler_config
 from cil.models.wan_layers import WAN_KIND, WAN_LORA_TARGETS, WAN_TEXT_LENGTH, wan_network_call
 from cil.network_input import Counter
 from cil.parameterization import Parameterization
-from cil.shapes import append_dims
 
 __all__ = ["WanModel"]
 
 
-class WanModel(ModelAdapter):
+class WanModel(CaptionedModel):
     """A network of Wan and its parts. Implements ``ImageToVideoModel``."""
 
     family = "wan"
     parameterization = Parameterization.FLOW
 
-    def __init__(
-        self,
-        *,
-        config: WanConfig,
-        network: nn.Module,
-        first_stage: FirstStage | None,
-        encoders: Path | None = None,
-        text_encoder: Path | None = None,
-        null_condition: NullCondition | None = None,
-    ) -> None:
-        """Take the parts.
+    image_processor = "image_processor"
+    network_folder = WAN_KIND.folder
 
-        Args:
-            config: settings.
-            network: a ``WanTransformer3DModel`` of diffusers.
-            first_stage: the codec, one for whole clips.
-            encoders: folder with image_encoder/ and image_processor/.
-            text_encoder: folder with text_encoder/ and tokenizer/.
-            null_condition: tokens of the empty text, where there is no text encoder.
-        """
+    def __init__(self, *, first_stage: FirstStage | None, **parts: Any) -> None:
+        """Take the parts of a ``CaptionedModel``; the first stage must be one for whole clips."""
         if first_stage is not None and not isinstance(first_stage, ClipFirstStage):
             raise ConfigError(
                 "a wan model needs a first stage that compresses time (AutoencoderKLWan), got "
                 f"{type(first_stage).__name__}; encode the videos with that of the wan pipeline"
             )
-        super().__init__(config=config, network=network, first_stage=first_stage)
-        self._encoders, self._text_folder = encoders, text_encoder
-        self._null_condition = null_condition
-
-    @property
-    def guidance(self) -> Guidance:
-        """Guidance of the same scale for all frames."""
-        return Guidance(first=self.config.guidance_scale, last=self.config.guidance_scale)
+        super().__init__(first_stage=first_stage, **parts)
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -92,50 +63,17 @@ class WanModel(ModelAdapter):
         """(L, D) of the tokens of a caption."""
         return WAN_TEXT_LENGTH, int(self.config.network["text_dim"])
 
-    @cached_property
-    def _image_encoder(self) -> Any:
-        from cil.models.condition_encoders import ImageEncoder
+    def read_image_encoder(self, folder: Path) -> ImageEncoder:
+        """Return CLIP, whose tokens before the last layer are attended to."""
+        return ImageEncoder.from_folder(folder, tokens="hidden", layer="penultimate", crop="clip")
 
-        if self._encoders is None:
-            raise ConfigError(
-                "this model has no image encoder; load it from a folder with image_encoder/, or "
-                "pass encoders="
-            )
-        return ImageEncoder.from_folder(
-            self._encoders, tokens="hidden", layer="penultimate", crop="clip"
-        )
-
-    @cached_property
-    def _text_encoder(self) -> Any:
-        from cil.models.condition_encoders import TextEncoder
-
-        if self._text_folder is None:
-            raise ConfigError(
-                "this model has no text encoder; load it from a folder with text_encoder/ and "
-                "tokenizer/, or pass text_encoder="
-            )
-        return TextEncoder.from_folder(self._text_folder, max_length=WAN_TEXT_LENGTH)
-
-    def encode_condition(self, frame: Any) -> Tensor:
-        """Make CLIP's tokens of an image (H, W, 3) uint8: (L, D) float32."""
-        tokens: Tensor = self._image_encoder.encode(frame)
-        return tokens
-
-    def clean_condition(
-        self, frame: Any, *, num_clips: int = 1, prompt: str | None = None
-    ) -> Condition:
-        """Condition on one image without noise, and on a text; see ``ImageToVideoModel``.
-
-        Args:
-            frame: (H, W, 3) uint8 RGB of the model's size, a torch tensor or a numpy array.
-            num_clips: B, rows of the batch, all alike.
-            prompt: None is the empty text.
-        """
-        return self._told(super().clean_condition(frame, num_clips=num_clips), prompt)
+    def read_text_encoder(self, folder: Path) -> TextEncoder:
+        """Return UMT5, for texts of 512 tokens."""
+        return TextEncoder.from_folder(folder, max_length=WAN_TEXT_LENGTH)
 
     def unconditional(self, condition: Condition) -> Condition:
         """Return the condition with the negative prompt; the image stays."""
-        return self._told(condition, self.config.negative_prompt)
+        return self.told(condition, self.config.negative_prompt)
 
     def training_conditions(
         self,
@@ -148,33 +86,12 @@ class WanModel(ModelAdapter):
     ) -> TrainingConditions:
         """Drop the caption with probability ``dropout``, to the empty one; the image stays."""
         if dropout > 0 and clips.text_embeds is not None:
-            keep, text = keep_mask(uniform, dropout), clips.text_embeds
-            text = torch.where(append_dims(keep, 3) > 0, text, self._text(None).to(text))
-            clips = replace(clips, text_embeds=text)
+            clips, _ = self.drop_captions(clips, uniform=uniform, dropout=dropout)
         return TrainingConditions(clips=clips, tokens=tokens, dropout=0.0)
 
     def _encode_image(self, frame: Any) -> Tensor:
         codec = cast(ClipFirstStage, self.first_stage)
         return codec.encode_conditioning(frame, self.config.num_frames)
-
-    def _text(self, text: str | None) -> Tensor:
-        """Return the tokens of a text (L, D); those of the empty one are kept."""
-        if self._null_condition is not None and not text:
-            return self._null_condition.text_embeds
-        if not text:
-            return self._empty_text
-        tokens: Tensor = self._text_encoder.encode(text).tokens
-        return tokens
-
-    @cached_property
-    def _empty_text(self) -> Tensor:
-        tokens: Tensor = self._text_encoder.encode("").tokens
-        return tokens
-
-    def _told(self, condition: Condition, text: str | None) -> Condition:
-        latents = condition.conditioning_latents
-        tokens = self._text(text).to(latents.device)
-        return replace(condition, text_embeds=tokens.expand(latents.shape[0], *tokens.shape))
 
     def network_call(self, clips: ClipConditions, *, network: nn.Module | None = None) -> Network:
         """Return what training's loss calls; see ``ImageToVideoModel.network_call``.
@@ -216,22 +133,7 @@ class WanModel(ModelAdapter):
         """Write a pipeline of diffusers; ``state_dict`` replaces the network's weights, for EMA."""
         from diffusers import UniPCMultistepScheduler
 
-        network = self.network
-        if state_dict is not None:
-            network = copy.deepcopy(network)
-            network.load_state_dict(dict(state_dict))
-        folder.mkdir(parents=True, exist_ok=True)
-        network.save_pretrained(folder / WAN_KIND.folder)  # type: ignore[operator]
-        self.first_stage.save(folder)
-        for parts, source in (
-            (("image_encoder", "image_processor"), self._encoders),
-            (("text_encoder", "tokenizer"), self._text_folder),
-        ):
-            if source is not None:
-                copy_part(part_of(source, parts[0]), folder / parts[0])
-                copy_part(source / parts[1], folder / parts[1])
-        if self._null_condition is not None:
-            self._null_condition.save(folder)
+        self.save_parts(folder, state_dict=state_dict)
         UniPCMultistepScheduler(**scheduler_config(self.config)).save_pretrained(
             folder / "scheduler"
         )

@@ -408,9 +408,9 @@ def test_what_is_missing_is_named(toy_i2vgenxl, model, image, tmp_path):
     assert torch.equal(again.clean_condition(image).text_embeds[0], empty)
     with pytest.raises(ConfigError, match="has no text encoder"):
         again.clean_condition(image, prompt="a red kite")
-    with pytest.raises(ConfigError, match="unknown setting of an i2vgenxl model: p_mean"):
+    with pytest.raises(ConfigError, match="unknown setting of i2vgenxl models: p_mean"):
         cil.models.load("i2vgenxl", toy_i2vgenxl, p_mean=1.0)
-    with pytest.raises(ConfigError, match="unknown setting of an i2vgenxl model: p_mean"):
+    with pytest.raises(ConfigError, match="unknown setting of i2vgenxl models: p_mean"):
         cil.models.build("i2vgenxl", p_mean=1.0)
 
 

@@ -365,7 +365,7 @@ def test_settings_that_do_not_fit_are_refused(toy_lvdm):
     assert cil.models.load("videocrafter1", toy_lvdm["videocrafter1"], num_frames=8)
     with pytest.raises(DataError, match="got 'dynamicrafter' of format"):
         cil.models.load("videocrafter1", folder)
-    with pytest.raises(ConfigError, match="unknown setting of a dynamicrafter model: p_mean"):
+    with pytest.raises(ConfigError, match="unknown setting of dynamicrafter models: p_mean"):
         cil.models.load("dynamicrafter", folder, p_mean=1.0)
     for given, said in (
         ({"fps_cond": True, "fs_condition": False}, "fs_condition must be True, got False"),

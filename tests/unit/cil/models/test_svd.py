@@ -203,7 +203,7 @@ def test_another_family_is_refused(toy_svd, tmp_path):
 @pytest.mark.parametrize("setting", [{"beta": 1}, {"network": {}}, {"block_out_channels": (1,)}])
 def test_an_unknown_change_is_refused(toy_svd, setting):
     name = next(iter(setting))
-    with pytest.raises(ConfigError, match=f"unknown setting of an svd model: {name}"):
+    with pytest.raises(ConfigError, match=f"unknown setting of svd models: {name}"):
         cil.models.load("svd", toy_svd, **setting)
 
 

@@ -181,7 +181,7 @@ def test_a_folder_that_does_not_fit_together_is_refused(model, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"colour": 3}, "unknown setting of a tiny model: colour"),
+        ({"colour": 3}, "unknown setting of tiny models: colour"),
         ({"height": 30}, "model.height must be a multiple of downsampling = 4, got 30"),
         ({"num_frames": 0}, "model.num_frames must be > 0, got 0"),
         ({"block_out_channels": (48, 64)}, r"multiples of 32, got \(48, 64\)"),
@@ -245,7 +245,7 @@ def test_settings_that_mean_another_network_are_refused(model, tmp_path):
     model.save(tmp_path)
     with pytest.raises(ConfigError, match=r"has layers_per_block = 1, the settings ask for 2"):
         cil.models.load("tiny", tmp_path, layers_per_block=2)
-    with pytest.raises(ConfigError, match="unknown setting of a tiny model: colour"):
+    with pytest.raises(ConfigError, match="unknown setting of tiny models: colour"):
         cil.models.load("tiny", tmp_path, colour=3)
     with pytest.raises(ConfigError, match="a tiny model has no encoders"):
         cil.models.load("tiny", tmp_path, encoders=tmp_path)

@@ -539,7 +539,7 @@ def test_what_is_missing_is_named(toy_wan, model, image, tmp_path):
     shutil.rmtree(copy / "image_encoder")
     with pytest.raises(ConfigError, match="has no image encoder"):
         cil.models.load("wan", copy, **SIZE).clean_condition(image)
-    with pytest.raises(ConfigError, match="unknown setting of a wan model: p_mean"):
+    with pytest.raises(ConfigError, match="unknown setting of wan models: p_mean"):
         cil.models.load("wan", toy_wan, p_mean=1.0)
 
 

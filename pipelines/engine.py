@@ -5,7 +5,6 @@ parameters only. No Ray: whoever calls has a process per worker with RANK, WORLD
 MASTER_ADDR set.
 """
 
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pipelines.config import environment
 from pipelines.extension_locks import remove_stale_locks
 from pipelines.lora import lora_parameters
 from pipelines.settings import TrainConfig
-from pipelines.zero_config import deepspeed_config
+from pipelines.zero_config import clips_gradient, deepspeed_config
 
 __all__ = ["choose_trainable", "start_engine", "update_weights"]
 
@@ -131,15 +130,16 @@ def update_weights(engine: Any, config: TrainConfig) -> float:
         After the last micro-batch, the norm of the gradient before clipping. If it is not finite,
         the weights are as they were; in fp16 the next attempt has half the loss scale.
     """
-    # DeepSpeed looks at the gradient itself, unless its optimiser is torch's
-    if config.zero_stage == 0 and config.precision == "fp32":
+    if not clips_gradient(config):
         if not engine.is_gradient_accumulation_boundary():
             engine.step()
             return 0.0
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if math.isfinite(norm):
+        # not those of the module: to walk its layers costs as much as to clip
+        trained = [p for group in engine.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if torch.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(trained, config.max_grad_norm, norm)
             engine.step()
-        return norm
+        return float(norm)
     engine.step()
     return float(engine.get_global_grad_norm() or 0.0)

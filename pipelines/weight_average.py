@@ -40,8 +40,7 @@ class ShardedEma:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the current weights."""
-        for shard, master in zip(self.shards, self._masters(), strict=True):
-            shard.lerp_(master.detach(), 1 - self._decay)
+        torch._foreach_lerp_(self.shards, self._masters(), 1 - self._decay)
 
     @torch.no_grad()
     def gather(self, network: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:

@@ -5,7 +5,13 @@ from typing import Any
 
 from pipelines.settings import TrainConfig
 
-__all__ = ["SMALLEST_LOSS_SCALE", "deepspeed_config", "learning_rate", "micro_batch_size"]
+__all__ = [
+    "SMALLEST_LOSS_SCALE",
+    "clips_gradient",
+    "deepspeed_config",
+    "learning_rate",
+    "micro_batch_size",
+]
 
 SMALLEST_LOSS_SCALE = 1
 """Smallest loss scale of fp16; a step that would need it is an error, it would be no scale."""
@@ -14,6 +20,15 @@ SMALLEST_LOSS_SCALE = 1
 def micro_batch_size(config: TrainConfig) -> int:
     """Clips per worker and forward pass."""
     return config.micro_batch_size or config.global_batch_size // config.num_workers
+
+
+def clips_gradient(config: TrainConfig) -> bool:
+    """Return whether DeepSpeed looks at the gradient and clips it.
+
+    With torch's optimiser (fp32 without ZeRO) it would clip, but update with a NaN; `engine` does
+    both then, with one norm.
+    """
+    return config.zero_stage > 0 or config.precision != "fp32"
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
@@ -30,7 +45,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": config.global_batch_size // (micro * config.num_workers),
-        "gradient_clipping": config.max_grad_norm,
+        "gradient_clipping": config.max_grad_norm if clips_gradient(config) else 0.0,
         "steps_per_print": 10**9,
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": _zero(config),

@@ -28,6 +28,7 @@ class WithoutZero:
 
     def __init__(self, network, boundary=True):
         self.module, self.boundary, self.steps = network, boundary, 0
+        self.optimizer = torch.optim.AdamW(network.parameters())
 
     def is_gradient_accumulation_boundary(self):
         return self.boundary
@@ -66,8 +67,11 @@ def test_without_zero_the_norm_is_that_of_the_whole_gradient():
     for number, parameter in enumerate(engine.module.parameters()):
         parameter.grad = torch.full_like(parameter, number + 1.0)
     expected = math.sqrt(4 * 1 + 2 * 4 + 2 * 9 + 1 * 16)
-    assert update_weights(engine, TrainConfig(zero_stage=0)) == pytest.approx(expected)
+    config = TrainConfig(zero_stage=0, max_grad_norm=0.5)
+    assert update_weights(engine, config) == pytest.approx(expected)
     assert engine.steps == 1
+    clipped = [float(p.grad.flatten()[0]) for p in engine.module.parameters()]
+    assert clipped == pytest.approx([0.5 / expected * (n + 1) for n in range(4)], rel=1e-5)
 
 
 def test_micro_batches_before_the_last_are_only_counted():

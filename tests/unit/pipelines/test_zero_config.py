@@ -100,6 +100,8 @@ def test_every_setting_that_deepspeed_needs_reaches_it():
     )
     made = deepspeed_config(config)
     assert made["gradient_clipping"] == 0.5
+    plain = TrainConfig(max_grad_norm=0.5, precision="fp32", zero_stage=0)
+    assert deepspeed_config(plain)["gradient_clipping"] == 0.0  # `update_weights` clips
     assert made["bf16"] == {"enabled": True}
     assert made["zero_optimization"]["stage"] == 1
     assert made["zero_optimization"]["overlap_comm"] is True

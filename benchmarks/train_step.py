@@ -111,7 +111,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--runs", type=int, default=11)
     given = parser.parse_args()
-    start_as_a_worker()
+    from pipelines.allocator import keep_freed_memory
+
+    keep_freed_memory(all_of_it=True)  # as a worker does, and so for the bare loops, too
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = "29731"
@@ -127,16 +129,6 @@ def main() -> None:
             **stages,
         },
     )
-
-
-def start_as_a_worker() -> None:
-    """Start again with the memory settings of a worker; the bare loops have them, too."""
-    from pipelines.environment_variables import variables_for
-
-    named = variables_for("cpu_worker").items()
-    wanted = {name: value for name, value in named if name.startswith("MALLOC")}
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
 
 
 def run(folder: Path, raw: dict[str, Any], zero_stage: int, runs: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from cil.errors import ConfigError
 from cil.models import ImageToVideoModel
+from pipelines.allocator import keep_freed_memory
 from pipelines.config import environment
 from pipelines.extension_locks import remove_stale_locks
 from pipelines.lora import lora_parameters
@@ -68,6 +69,8 @@ def start_engine(config: TrainConfig, model: ImageToVideoModel) -> Any:
         remove_stale_locks(_extensions())
     import deepspeed
 
+    if not config.use_gpu:
+        keep_freed_memory(all_of_it=True)
     choose_trainable(config, model)
     model.network.train()  # a model that was read is in evaluation mode, without dropout
     if config.gradient_checkpointing:

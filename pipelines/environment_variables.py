@@ -26,8 +26,6 @@ def _variable(name: str, value: str, places: str, why: str) -> Variable:
     return Variable(name=name, value=value, places=frozenset(places.split()), why=why)
 
 
-_LARGEST_TENSOR = str(4 * 2**30)
-
 VARIABLES = (
     _variable(
         "RAY_USAGE_STATS_ENABLED",
@@ -66,14 +64,6 @@ VARIABLES = (
         "several workers share a host; on GPUs it stays what Ray sets, which DeepSpeed's Adam "
         "on the CPU needs",
     ),
-    _variable(
-        "MALLOC_MMAP_THRESHOLD_",
-        _LARGEST_TENSOR,
-        "cpu_worker",
-        "glibc returns tensors over 32 MiB to the system when they are freed, and each step would "
-        "fault all their pages in again",
-    ),
-    _variable("MALLOC_TRIM_THRESHOLD_", _LARGEST_TENSOR, "cpu_worker", "the same for small ones"),
     _variable(
         "TORCH_NCCL_ASYNC_ERROR_HANDLING",
         "1",

@@ -8,9 +8,16 @@ from cil.errors import ConfigError, DataError
 from cil.models import load_first_stage
 from pipelines.config import RunConfig, clip_buckets, content_hash
 from pipelines.encoders import condition_identity
-from pipelines.store import Store, read_json
+from pipelines.store import Store, read_json, write_json
 
-__all__ = ["PLAN_NAME", "clip_hash", "refuse_other_identity", "settings_identity"]
+__all__ = [
+    "PLAN_NAME",
+    "clip_hash",
+    "read_plan",
+    "refuse_other_identity",
+    "settings_identity",
+    "write_plan",
+]
 
 PLAN_NAME = "plan.json"
 _ARITHMETIC = ("compute_dtype", "frames_per_chunk", "tile_size")
@@ -51,17 +58,48 @@ def _condition(config: RunConfig) -> dict[str, Any]:
     return identity
 
 
+def write_plan(store: Store, identity: dict[str, Any], shards: list[dict[str, Any]]) -> None:
+    """Write which clips go to which shard, and what else decides their bytes."""
+    plan = {"identity": identity, "shards": shards}
+    write_json(store, PLAN_NAME, {**plan, "fingerprint": content_hash(plan)})
+
+
+def read_plan(store: Store) -> dict[str, Any]:
+    """Return the plan of a data set: ``identity`` and ``shards``.
+
+    Raises:
+        DataError: it is missing, damaged, or of another version.
+    """
+    raw = read_json(store, PLAN_NAME)
+    if not isinstance(raw, dict) or not isinstance(raw.get("identity"), dict):
+        raise _other_version(store)
+    fingerprint = raw.pop("fingerprint", None)  # older ones have none
+    try:
+        undamaged = fingerprint in (None, content_hash(raw)) and set(raw) == {"identity", "shards"}
+    except ValueError:  # NaN, for which JSON has no word
+        undamaged = False
+    if not undamaged or not isinstance(raw["shards"], list):
+        raise DataError(
+            f"{store.url(PLAN_NAME)} is damaged, it is not what was written; delete the data set, "
+            "or restore the file"
+        )
+    return raw
+
+
+def _other_version(store: Store) -> DataError:
+    return DataError(
+        f"{store.url(PLAN_NAME)} was written by another version; choose another place for the "
+        "data set, or delete this one"
+    )
+
+
 def refuse_other_identity(store: Store, asked: dict[str, Any]) -> None:
     """Refuse to mix with a data set that was made with other settings."""
     if not store.exists(PLAN_NAME):
         return
-    try:
-        there = read_json(store, PLAN_NAME)["identity"]["settings"]
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{store.url(PLAN_NAME)} was written by another version; choose another place for the "
-            "data set, or delete this one"
-        ) from error
+    there = read_plan(store)["identity"].get("settings")
+    if not isinstance(there, dict):
+        raise _other_version(store)
     if there == asked:
         return
     old, new = _flat(there), _flat(asked)

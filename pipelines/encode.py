@@ -25,8 +25,10 @@ from pipelines.dataset import located
 from pipelines.dataset_identity import (
     PLAN_NAME,
     clip_hash,
+    read_plan,
     refuse_other_identity,
     settings_identity,
+    write_plan,
 )
 from pipelines.first_stage import NoClipsError, ensure_first_stage
 from pipelines.model_settings import token_width
@@ -65,7 +67,7 @@ from pipelines.source_state import (
     understand,
 )
 from pipelines.sources import SourceVideo, list_videos
-from pipelines.store import Store, open_store, read_json, write_json
+from pipelines.store import Store, open_store, write_json
 
 __all__ = ["run"]
 
@@ -165,9 +167,7 @@ def _make_plan(
         videos_per_shard=config.encode.videos_per_shard,
     )
     plan = _Plan(identity=identity, specs=specs)
-    write_json(
-        store, PLAN_NAME, {"identity": identity, "shards": [spec.to_json() for spec in specs]}
-    )
+    write_plan(store, identity, [spec.to_json() for spec in specs])
     return plan
 
 
@@ -321,7 +321,7 @@ def _complete_manifest(config: RunConfig, store: Store, source: SourceState) -> 
     """Return the manifest if the data set is whole and of just these videos and settings."""
     if not store.exists(MANIFEST_NAME) or not store.exists(PLAN_NAME):
         return None
-    raw = read_json(store, PLAN_NAME)
+    identity = read_plan(store)["identity"]
     specs = planned(store)
     extended = extend_plan(
         specs,
@@ -333,7 +333,7 @@ def _complete_manifest(config: RunConfig, store: Store, source: SourceState) -> 
         return None
     try:
         manifest = load_manifest(store)
-        sidecars = _sidecars(store, _Plan(identity=raw["identity"], specs=specs))
+        sidecars = _sidecars(store, _Plan(identity=identity, specs=specs))
     except NewerFormatError:
         raise
     except (DataError, StageError):

@@ -7,6 +7,7 @@ Every video is decoded once, strictly, in a process with limits. What is found i
 set (`inventory.jsonl`), so only new and changed videos are scanned again. Nothing is chosen here.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -44,6 +45,7 @@ INVENTORY_NAME = "inventory.jsonl"
 _PARTS = "scan"
 _GROUPS_PER_WORKER = 32
 _LARGEST_GROUP = 64
+_SHA256 = "records_sha256"
 _SCAN_VERSION = 1
 """Raised when the scan of the same video changes."""
 
@@ -74,15 +76,16 @@ def known_records(store: Store, config: RunConfig) -> dict[str, VideoRecord]:
 def _read(store: Store, name: str, config: RunConfig) -> Iterator[VideoRecord]:
     """Yield the records of a file; one of other settings, or a damaged one, holds none."""
     try:
-        header, *lines = store.read(name).splitlines()
-        there, asked = json.loads(header), _header(config)
+        header, _, lines = store.read(name).partition(b"\n")
+        there, found = json.loads(header), hashlib.sha256(lines).hexdigest()
         limits = there.pop("limits", None)
-        if there != asked:
+        undamaged = there.pop(_SHA256, found) == found  # older ones have none
+        if not undamaged or there != _header(config):
             return
-        records = [VideoRecord.from_json(json.loads(line)) for line in lines]
+        records = [VideoRecord.from_json(json.loads(line)) for line in lines.splitlines()]
         if limits != _limits(config):
             records = [record for record in records if not _stopped_the_decoder(record)]
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (CilError, OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return
     yield from records
 
@@ -104,9 +107,13 @@ def _header(config: RunConfig) -> dict[str, Any]:
 def _lines(config: RunConfig, records: Sequence[VideoRecord]) -> bytes:
     """Write records as lines; the first one says by which settings they were made."""
     limits = _limits(config) if any(map(_stopped_the_decoder, records)) else None
-    header = {**_header(config), "limits": limits}
-    rows = [header, *(record.to_json() for record in records)]
-    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
+    lines = b"".join(_line(record.to_json()) for record in records)
+    header = {**_header(config), "limits": limits, _SHA256: hashlib.sha256(lines).hexdigest()}
+    return _line(header) + lines
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return (json.dumps(row, sort_keys=True) + "\n").encode()
 
 
 def save_inventory(store: Store, config: RunConfig, records: Iterable[VideoRecord]) -> None:

@@ -4,15 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cil.errors import DataError, StageError
+from cil.errors import StageError
 from pipelines.config import RunConfig
-from pipelines.dataset_identity import PLAN_NAME
+from pipelines.dataset_identity import PLAN_NAME, read_plan
 from pipelines.planning import changes, without_copies
 from pipelines.records import QuarantineRecord, ShardSpec, VideoRecord
 from pipelines.selection.candidates import VideoScan
 from pipelines.selection.select import Selection, select
 from pipelines.sources import Listing, SourceOptions, SourceVideo
-from pipelines.store import Store, read_json
+from pipelines.store import Store
 
 __all__ = [
     "DROPPED_NAME",
@@ -132,13 +132,7 @@ def planned(store: Store) -> list[ShardSpec]:
     """
     if not store.exists(PLAN_NAME):
         return []
-    try:
-        return [ShardSpec.from_json(item) for item in read_json(store, PLAN_NAME)["shards"]]
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{store.url(PLAN_NAME)} is damaged, it lists no shards; delete the data set, or "
-            "restore the file"
-        ) from error
+    return [ShardSpec.from_json(item) for item in read_plan(store)["shards"]]
 
 
 def save_refusals(store: Store, refused: Sequence[QuarantineRecord], selection: Selection) -> None:

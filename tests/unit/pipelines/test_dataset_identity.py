@@ -5,7 +5,12 @@ import pytest
 
 from cil.errors import ConfigError, DataError
 from pipelines.config import content_hash, validate_config
-from pipelines.dataset_identity import clip_hash, refuse_other_identity, settings_identity
+from pipelines.dataset_identity import (
+    clip_hash,
+    refuse_other_identity,
+    settings_identity,
+    write_plan,
+)
 from pipelines.store import open_store
 
 
@@ -17,7 +22,7 @@ def identity_of(**raw):
 def store(tmp_path):
     """A data set that was made with the usual settings."""
     store = open_store(str(tmp_path / "dataset"))
-    store.write("plan.json", json.dumps({"identity": {"settings": identity_of()}}).encode())
+    write_plan(store, {"settings": identity_of()}, [])
     return store
 
 
@@ -116,7 +121,9 @@ def test_others_are_refused_with_all_values_and_both_fingerprints(store):
     ]
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "5", '{"identity": {}}', '{"identity": 3}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "5", '{"identity": {}, "shards": []}', '{"identity": 3}']
+)
 def test_a_plan_of_another_kind_is_named(store, content):
     store.write("plan.json", content.encode())
     with pytest.raises(DataError, match=r"plan\.json was written by another version"):

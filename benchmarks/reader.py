@@ -29,7 +29,7 @@ from pipelines.config import content_hash
 from pipelines.prefetch import Prefetch
 from pipelines.records import FORMAT_VERSION, ClipRecord, Manifest, ShardSpec
 from pipelines.shard_reader import ShardReader
-from pipelines.shards import EncodedClip, entry_of, tar_name, write_shard
+from pipelines.shards import EncodedClip, dataset_fingerprint, entry_of, tar_name, write_shard
 from pipelines.storage import write_json
 from pipelines.store import open_store
 
@@ -90,7 +90,7 @@ def write_dataset(folder: Path, count: int) -> None:
         shards.append(entry_of(sidecar))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        fingerprint=content_hash(shards),
+        fingerprint=dataset_fingerprint(IDENTITY, shards),
         identity=IDENTITY,
         identity_hash=content_hash(IDENTITY),
         buckets={BUCKET: {"latents_shape": list(SHAPE), "clips": count}},

@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--runs", type=int, default=11)
     given = parser.parse_args()
+    if given.runs < 2:
+        parser.error(f"--runs must be at least 2, for quartiles, got {given.runs}")
     from pipelines.allocator import keep_freed_memory
 
     keep_freed_memory(all_of_it=True)  # as a worker does, and so for the bare loops, too

@@ -53,6 +53,7 @@ from pipelines.shards import (
     MANIFEST_NAME,
     NewerFormatError,
     complete_sidecar,
+    dataset_fingerprint,
     entry_of,
     load_manifest,
 )
@@ -264,7 +265,7 @@ def _finish(
         raise NoClipsError(refused, len(source.selection.dropped))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        fingerprint=content_hash({"identity": plan.identity, "shards": shards}),
+        fingerprint=dataset_fingerprint(plan.identity, shards),
         identity=plan.identity,
         identity_hash=plan.identity_hash,
         buckets=_buckets(sidecars, first_stage),

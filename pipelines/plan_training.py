@@ -216,6 +216,8 @@ def choices(train: TrainConfig, *, workers: tuple[int, ...]) -> Iterator[TrainCo
     """Yield the settings that a plan compares: workers, ZeRO stage and place of the optimiser."""
     for count in workers:
         for stage in (0, 1, 2, 3):
+            if stage == 0 and train.precision == "fp16":
+                continue  # training refuses it
             for offload in (False, True) if stage else (False,):
                 yield replace(train, num_workers=count, zero_stage=stage, offload_optimizer=offload)
 

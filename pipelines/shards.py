@@ -315,6 +315,15 @@ def load_manifest(dataset: Location) -> Manifest:
     return _read_record(store, MANIFEST_NAME, Manifest)
 
 
+def dataset_fingerprint(identity: dict[str, Any], shards: Sequence[dict[str, Any]]) -> str:
+    """Hash what a manifest lists: what decides the bytes, and the shards with theirs.
+
+    Raises:
+        ValueError: a value is NaN or infinite, for which JSON has no word.
+    """
+    return content_hash({"identity": identity, "shards": shards})
+
+
 def sealed_manifest(dataset: Location) -> Manifest:
     """Read a data set's manifest, and check that its fingerprint is that of what it lists.
 
@@ -324,7 +333,7 @@ def sealed_manifest(dataset: Location) -> Manifest:
     store = open_store(dataset)
     manifest = load_manifest(store)
     try:
-        found = content_hash({"identity": manifest.identity, "shards": manifest.shards})
+        found = dataset_fingerprint(manifest.identity, manifest.shards)
     except ValueError:  # NaN, for which JSON has no word
         found = ""
     if found != manifest.fingerprint:

@@ -31,6 +31,7 @@ from pipelines.shards import (
     LATENTS_SUFFIX,
     RECORD_SUFFIX,
     THUMBNAIL_SUFFIX,
+    dataset_fingerprint,
     load_manifest,
     read_moments,
     read_sidecar,
@@ -118,7 +119,7 @@ def _manifest_faults(store: Store, manifest: Manifest, cache: Path) -> Iterator[
     place = "manifest.json"
     try:
         identity = content_hash(manifest.identity)
-        expected = content_hash({"identity": manifest.identity, "shards": manifest.shards})
+        expected = dataset_fingerprint(manifest.identity, manifest.shards)
     except ValueError as error:  # NaN
         identity = expected = f"none: {error}"
     if identity != manifest.identity_hash:

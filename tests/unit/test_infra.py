@@ -73,6 +73,11 @@ def test_the_gpu_image_has_the_operators_of_deepspeed(stages):
     assert "installed_ops" in run
 
 
+def test_the_gpu_image_can_compile_the_launchers_of_triton(stages):
+    assert "gcc libc6-dev" in " ".join(does(stages["gpu"], "RUN"))
+    assert not does(stages["cpu"], "RUN")
+
+
 @pytest.mark.parametrize(("stage", "place"), [("cpu", "image"), ("gpu", "gpu_image")])
 def test_the_images_have_the_variables_and_no_root(stages, stage, place):
     (found,) = does(stages[stage], "ENV")

@@ -94,3 +94,13 @@ def test_an_optimiser_on_the_cpu_needs_a_compiler(monkeypatch, missing):
     ):
         start_engine(config, model)
     assert all(value.equal(before[name]) for name, value in model.network.state_dict().items())
+
+
+def test_an_optimiser_that_is_compiled_already_needs_none(monkeypatch):
+    from deepspeed.git_version_info import installed_ops
+
+    monkeypatch.setattr(module.shutil, "which", lambda _: None)
+    with pytest.raises(ConfigError, match="not found on the worker"):
+        module._check_compiler()
+    monkeypatch.setitem(installed_ops, "cpu_adam", True)
+    assert module._check_compiler() is None

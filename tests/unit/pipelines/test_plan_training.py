@@ -12,7 +12,7 @@ from pipelines.activations import MeasuredNetwork, measure_network
 from pipelines.config import validate_config
 from pipelines.engine import choose_trainable
 from pipelines.memory_advice import savings
-from pipelines.plan_training import plan_training
+from pipelines.plan_training import choices, plan_training
 from pipelines.settings import TrainConfig
 from pipelines.train_memory import NetworkSize, rank_bytes
 
@@ -165,3 +165,18 @@ def test_adapters_are_counted(tmp_path):
         if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
     ]
     assert planned == sum(4 * (ins + outs) for ins, outs in layers) > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_plan_offers_only_what_training_takes(precision):
+    raw = {"use_gpu": True, "precision": precision, "global_batch_size": 8}
+    offered = list(choices(validate_config({"train": raw}, source="t").train, workers=(1, 2)))
+    assert len({(c.num_workers, c.zero_stage, c.offload_optimizer) for c in offered}) == len(
+        offered
+    )
+    assert {c.zero_stage for c in offered} == ({1, 2, 3} if precision == "fp16" else {0, 1, 2, 3})
+    for choice in offered:
+        given = {**raw, "zero_stage": choice.zero_stage, "num_workers": choice.num_workers}
+        validate_config(
+            {"train": {**given, "offload_optimizer": choice.offload_optimizer}}, source="t"
+        )

@@ -21,6 +21,7 @@ __all__ = ["Ending", "Job", "Jobs", "connect", "end_of", "follow", "send_once"]
 
 _RETRY_S = 2.0
 _LOST_AFTER_S = 120.0
+_LONGEST_CONNECT_S = 600.0
 _POLL_S = 0.5
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _LONGEST_NAME = 99
@@ -255,7 +256,8 @@ def follow(
 ) -> Ending:
     """Show a job's log from its beginning until it ends.
 
-    A connection that breaks is opened again, and what was shown is not shown twice.
+    A connection that breaks is opened again, and what was shown is not shown twice. Silence begins
+    when a connection breaks, not with the last line: a job may work for hours without a word.
 
     Args:
         client: the cluster.
@@ -268,16 +270,21 @@ def follow(
         StageError: the cluster has not answered for two minutes.
     """
     shown = _Shown(show)
-    answered = clock()
+    silent_since: float | None = None
     while True:
+        began = clock()
         try:
             asyncio.run(shown.tail(client.tail_job_logs(name)))
             ending = end_of(client, name)
-            answered = clock()
+            silent_since = None
         except ConfigError:
             raise
         except Exception as error:  # a connection breaks in many ways, by several libraries
-            if clock() - answered > _LOST_AFTER_S:
+            now = clock()
+            stood = shown.take_heard() or now - began > _LONGEST_CONNECT_S
+            if silent_since is None or stood:
+                silent_since = now
+            if now - silent_since > _LOST_AFTER_S:
                 raise StageError(
                     f"lost contact with {name} at {client.get_address()}: {_first_line(str(error))}"
                     "; the job may go on: run the same command again to follow it"
@@ -293,11 +300,17 @@ class _Shown:
     """Passes on the part of a log that has not been shown yet."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
-        self._show, self._length = show, 0
+        self._show, self._length, self._heard = show, 0, False
+
+    def take_heard(self) -> bool:
+        """Tell whether anything was received since the last call."""
+        heard, self._heard = self._heard, False
+        return heard
 
     async def tail(self, log: AsyncIterator[str]) -> None:
         position = 0
         async for piece in log:
+            self._heard = True
             new = piece[max(0, self._length - position) :]
             position += len(piece)
             if new:

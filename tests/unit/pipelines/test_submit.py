@@ -277,9 +277,45 @@ def test_a_cluster_that_is_gone_is_given_up():
     cluster = Cluster()
     cluster.add("job")
     cluster.logs["job"] = [[OSError("refused")] for _ in range(99)]
-    now = iter(range(0, 10000, 50))
+    now = Clock()
     with pytest.raises(StageError, match="lost contact with job at http://head:8265: refused"):
-        follow(cluster, "job", print, sleep=lambda seconds: None, clock=lambda: next(now))
+        follow(cluster, "job", print, sleep=now.pass_by, clock=now)
+    assert 120 < now() <= 124
+
+
+class Clock:
+    """Seconds that pass when somebody waits."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def pass_by(self, seconds):
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize("pieces", [["one\n"], []], ids=["a log", "a silent job"])
+def test_hours_of_work_are_no_silence(pieces):
+    cluster, now, shown = Cluster(), Clock(), []
+    cluster.add("job")
+    attempts = []
+
+    async def tail(name):
+        attempts.append(now())
+        if len(attempts) in (2, 3, 5):  # the tunnel is opened again
+            raise OSError("refused")
+        for piece in pieces:
+            yield piece
+        if len(attempts) < 6:
+            now.pass_by(3600.0)
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+        cluster.end(name)
+
+    cluster.tail_job_logs = tail
+    assert follow(cluster, "job", shown.append, sleep=now.pass_by, clock=now).exit_code == 0
+    assert (shown, len(attempts)) == (pieces, 6)
 
 
 def test_a_job_is_followed_to_its_exit_code(checkout, cluster, capsys, monkeypatch):

@@ -24,7 +24,14 @@ from pipelines.progress import console
 from pipelines.promotion import CHAMPION, GATE_TAG, promote
 from pipelines.register import REGISTER_FOLDER
 from pipelines.report import RunReport, Stopwatch
-from pipelines.retrain.night import Night, check_family, fingerprint_of, open_night, try_lock
+from pipelines.retrain.night import (
+    Night,
+    check_family,
+    fingerprint_of,
+    folder_of_night,
+    open_night,
+    try_lock,
+)
 from pipelines.stages import check_before_start, hold_places
 from pipelines.storage import hash_of_folder, write_json
 from pipelines.tracking.versions import (
@@ -42,6 +49,7 @@ FINGERPRINT_TAG = "retrain_fingerprint"
 PARENT_TAG = "parent_version"
 REFUSED_CODE = 3
 GATE_FOLDER = "gate"
+REPORT_FILE = "report.json"
 _PENDING, _PASSED, _REFUSED = "pending", "passed", "refused"
 
 
@@ -86,26 +94,27 @@ def _locked(config: RunConfig, session: ExitStack, watch: Stopwatch, *, debug: b
         encoded = encode.run(config, session=session, debug=debug)
     manifest = str(encoded.outputs["fingerprint"])
     fingerprint = fingerprint_of(config, manifest)
+    folder = folder_of_night(config, fingerprint)
     known = _version_of_night(config, fingerprint)
     about: dict[str, Any] = {"fingerprint": fingerprint, "dataset": manifest}
-    if known is not None and _is_settled(config, known):
+    if known is not None and _is_settled(config, known, folder):
         state = known.tags.get(GATE_TAG)
         console.print(
             f"nothing new: version {known.version} is of this data and these settings ({state})",
             markup=False,
         )
         return _report(watch, {**about, "status": "nothing new", **_of(config, known)})
-    night = open_night(config, fingerprint, champion)
-    if known is not None and known.tags.get(GATE_TAG) == _PASSED:
-        challenger = known  # a run that was killed between the gate and the promotion
+    if known is not None and known.tags.get(GATE_TAG) in (_PASSED, _REFUSED):
+        challenger = known  # a run that was killed between the gate and its report
     else:
+        night = open_night(config, fingerprint, champion)
         challenger = _trained(night, session, debug=debug)
         with log_fields(stage="gate"):
             _judged(night, challenger, session, debug=debug)
     status, reason = _settled(config, challenger.version)
     found = {**about, "status": status, **_of(config, challenger)}
-    report = _report(watch, {**found, "reason": reason, "folder": str(night.folder)})
-    report.save(night.folder / "report.json")
+    report = _report(watch, {**found, "reason": reason, "folder": str(folder)})
+    report.save(folder / REPORT_FILE)
     return report
 
 
@@ -116,13 +125,22 @@ def _version_of_night(config: RunConfig, fingerprint: str) -> ModelVersion | Non
     return None
 
 
-def _is_settled(config: RunConfig, version: ModelVersion) -> bool:
-    """Tell whether nothing is left to do for a night: judged, and if it passed promoted once."""
+def _is_settled(config: RunConfig, version: ModelVersion, folder: Path) -> bool:
+    """Tell whether nothing is left to do for a night: judged, promoted if it passed, reported."""
     state = version.tags.get(GATE_TAG)
-    if state == _PASSED:
-        promoted = {entry["version"] for entry in history(config) if entry["action"] == "promote"}
-        return version.version in promoted
-    return state not in (None, _PENDING)
+    if state in (None, _PENDING):
+        return False
+    if state not in (_PASSED, _REFUSED):  # somebody has decided since: it was rolled back
+        return True
+    if not (folder / REPORT_FILE).exists():
+        return False
+    return state == _REFUSED or _was_promoted(config, version.version)
+
+
+def _was_promoted(config: RunConfig, version: str) -> bool:
+    return any(
+        (entry["action"], entry["version"]) == ("promote", version) for entry in history(config)
+    )
 
 
 def _trained(night: Night, session: ExitStack, *, debug: bool) -> ModelVersion:
@@ -206,6 +224,8 @@ def _settled(config: RunConfig, version: str) -> tuple[str, str]:
         prometheus.add_gate_decision(promoted=False)
         console.print(f"the gate refused version {version}: {reason}", style="red", markup=False)
         return _REFUSED, reason
+    if _was_promoted(config, version):  # only the report is missing; another may be champion now
+        return "promoted", reason
     move = promote(config, version, reason=reason, evidence=f"mlflow run {judged.run_id}")
     prometheus.add_gate_decision(promoted=True)
     before = move.previous or "none"

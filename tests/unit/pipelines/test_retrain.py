@@ -1,0 +1,171 @@
+"""A night's end, against a real registry; the stages are played. tests/distributed runs them."""
+
+import json
+
+import pytest
+
+from cil.errors import DataError
+from pipelines import encode, promotion
+from pipelines.config import RunConfig
+from pipelines.promotion import CHAMPION, GATE_TAG, roll_back
+from pipelines.report import RunReport
+from pipelines.retrain import command, night
+from pipelines.settings import OutputConfig, TrackingConfig
+from pipelines.tracking import versions
+from pipelines.tracking.client import client_of
+
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+
+class Killed(BaseException):
+    """What SIGKILL is to the program: nothing after it runs."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+
+
+class Nights:
+    """Scheduled runs whose training, judgement and data are played."""
+
+    def __init__(self, config):
+        self.config, self.data, self.verdict, self.trained = config, "1", "passed", 0
+        self.client = client_of(config.tracking.uri)
+        self.client.create_registered_model(config.tracking.model_name)
+
+    def encode(self, config, **_):
+        outputs = {"fingerprint": self.data}
+        return RunReport(
+            stage="encode", reused=False, inputs={}, outputs=outputs, metrics={}, seconds=0.0
+        )
+
+    def train(self, begun, *_, **__):
+        self.trained += 1
+        tags = {GATE_TAG: "pending", command.FINGERPRINT_TAG: begun.fingerprint}
+        name = self.config.tracking.model_name
+        made = self.client.create_model_version(name, "file:///nowhere", tags=tags)
+        return versions.version_of(self.config, str(made.version))
+
+    def judge(self, begun, challenger, *_, **__):
+        tags = {"gate_reason": "as played", GATE_TAG: self.verdict}
+        versions.tag_version(self.config, challenger.version, tags)
+
+    def run(self):
+        report = command.run_retrain(self.config)
+        return command.exit_code(report), report.outputs["status"]
+
+    def reports(self):
+        return sorted((night.folder_of_night(self.config, "x").parent).glob("*/report.json"))
+
+    def champion(self):
+        found = versions.aliased(self.config, CHAMPION)
+        return None if found is None else found.version
+
+
+@pytest.fixture
+def nights(store, request, monkeypatch, tmp_path):
+    name = request.node.name[:60].replace("[", "-").replace("]", "")
+    played = Nights(
+        RunConfig(
+            tracking=TrackingConfig(uri=store, model_name=name),
+            output=OutputConfig(dir=str(tmp_path)),
+        )
+    )
+    monkeypatch.setattr(command, "check_before_start", lambda *_: None)
+    monkeypatch.setattr(night, "_fetch", lambda *_: None)
+    monkeypatch.setattr(encode, "run", played.encode)
+    monkeypatch.setattr(command, "_trained", played.train)
+    monkeypatch.setattr(command, "_judged", played.judge)
+    return played
+
+
+def killed_before_the_report(monkeypatch, nights):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+
+        def kill(*_):
+            raise Killed
+
+        patch.setattr(RunReport, "save", kill)
+        nights.run()
+    assert nights.reports() == []
+
+
+def test_a_refusal_is_told_though_the_night_was_killed_before_its_report(nights, monkeypatch):
+    nights.verdict = "refused"
+    killed_before_the_report(monkeypatch, nights)
+    assert nights.run() == (3, "refused")
+    (path,) = nights.reports()
+    outputs = json.loads(path.read_text())["outputs"]
+    assert (outputs["status"], outputs["reason"]) == ("refused", "as played")
+    assert nights.run() == (0, "nothing new")
+    assert nights.trained == 1
+
+
+def test_a_promotion_whose_report_is_missing_moves_no_alias_again(nights, monkeypatch):
+    killed_before_the_report(monkeypatch, nights)
+    versions.move_alias(nights.config, CHAMPION, nights.train(SomeNight).version)  # by hand
+    assert nights.run() == (0, "promoted")
+    assert nights.champion() == "2"
+    assert len(nights.reports()) == 1
+    assert nights.run() == (0, "nothing new")
+
+
+class SomeNight:
+    fingerprint = "of another night"
+
+
+def test_a_night_that_was_killed_before_its_promotion_is_promoted(nights, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+
+        def kill(*_):
+            raise Killed
+
+        patch.setattr(promotion, "move_alias", kill)
+        nights.run()
+    assert nights.champion() is None
+    assert nights.run() == (0, "promoted")
+    assert (nights.champion(), nights.trained) == ("1", 1)
+
+
+def test_what_was_rolled_back_stays_so(nights):
+    nights.run()
+    nights.data = "2"
+    assert nights.run() == (0, "promoted")
+    roll_back(nights.config, reason="users complain")
+    for path in nights.reports():
+        path.unlink()
+    assert nights.run() == (0, "nothing new")
+    assert nights.champion() == "1"
+
+
+# -- what a night finds -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "null",
+        '{"fingerprint": "of another night", "parent": null, "format": 1}',
+        '{"fingerprint": "abc", "parent": 3, "format": 1}',
+        '{"fingerprint": "abc", "format": 1}',
+        '{"fingerprint": "abc", "parent": null, "format": 9}',
+    ],
+)
+def test_a_damaged_plan_is_named(tmp_path, content):
+    config = RunConfig(output=OutputConfig(dir=str(tmp_path)))
+    folder = night.folder_of_night(config, "abc")
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(content)
+    with pytest.raises(DataError, match=r"plan\.json is damaged: .*delete the folder"):
+        night.open_night(config, "abc", None)
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    config = RunConfig(output=OutputConfig(dir=str(tmp_path)))
+    first = night.open_night(config, "abc", None)
+    assert night.open_night(config, "abc", None) == first
+    assert first.parent is None

@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from cil.errors import CilError, ConfigError, StageError
+from pipelines.shown_text import shortened
 
-__all__ = ["Ending", "Job", "Jobs", "connect", "end_of", "follow", "send_once"]
+__all__ = ["Ending", "Job", "Jobs", "check_address", "connect", "end_of", "follow", "send_once"]
 
 _RETRY_S = 2.0
 _LOST_AFTER_S = 120.0
@@ -89,6 +91,23 @@ class Ending:
     """Ray's words."""
 
 
+def check_address(address: str) -> None:
+    """Refuse what Ray would take for another kind of address, and wait for.
+
+    Raises:
+        ConfigError: it is not http(s)://host:port.
+    """
+    try:
+        parts = urlsplit(address)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"--address must be http://HOST:8265 or https://HOST, got {shortened(address)}"
+        )
+
+
 def connect(address: str | None) -> Jobs:
     """Open the job port of a cluster.
 
@@ -101,6 +120,7 @@ def connect(address: str | None) -> Jobs:
         StageError: nobody answers there.
     """
     if address is not None:
+        check_address(address)
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers it to its client's argument
     shown = address or "the address in RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or on this machine"
     with explained(shown):
@@ -113,7 +133,7 @@ def connect(address: str | None) -> Jobs:
 @contextmanager
 def explained(address: str) -> Iterator[None]:
     """Turn what Ray and HTTP raise into errors that say what to do."""
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RpcError
 
     try:
         yield
@@ -121,7 +141,7 @@ def explained(address: str) -> Iterator[None]:
         raise
     except AuthenticationError as error:
         raise ConfigError(_about_token(str(error), address)) from error
-    except ConnectionError as error:
+    except (ConnectionError, RpcError) as error:
         raise StageError(_nobody(address, error)) from error
     except (RuntimeError, ValueError, OSError) as error:
         text = str(error)

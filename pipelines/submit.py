@@ -20,7 +20,17 @@ from typing import Any
 from cil.errors import ConfigError
 from pipelines.command_texts import COMMANDS
 from pipelines.config import environment, load_config, redact_uri
-from pipelines.job_client import Ending, Job, Jobs, connect, end_of, explained, follow, send_once
+from pipelines.job_client import (
+    Ending,
+    Job,
+    Jobs,
+    check_address,
+    connect,
+    end_of,
+    explained,
+    follow,
+    send_once,
+)
 from pipelines.progress import console
 from pipelines.remote import is_url
 from pipelines.report import RunReport, Stopwatch
@@ -91,6 +101,8 @@ def _parse(words: list[str], description: str) -> tuple[argparse.Namespace, list
     if command[0] not in COMMANDS or command[0] == "submit":
         known = ", ".join(name for name in COMMANDS if name != "submit")
         raise ConfigError(f"cil submit runs commands of cil, got {command[0]!r}; known: {known}")
+    if options.address is not None:
+        check_address(options.address)
     return options, command
 
 

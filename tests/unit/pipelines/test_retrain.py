@@ -81,14 +81,15 @@ def nights(store, request, monkeypatch, tmp_path):
     return played
 
 
+def kill(*_):
+    raise Killed
+
+
 def killed_before_the_report(monkeypatch, nights):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-
-        def kill(*_):
-            raise Killed
-
+    with monkeypatch.context() as patch:
         patch.setattr(RunReport, "save", kill)
-        nights.run()
+        with pytest.raises(Killed):
+            nights.run()
     assert nights.reports() == []
 
 
@@ -117,13 +118,10 @@ class SomeNight:
 
 
 def test_a_night_that_was_killed_before_its_promotion_is_promoted(nights, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-
-        def kill(*_):
-            raise Killed
-
+    with monkeypatch.context() as patch:
         patch.setattr(promotion, "move_alias", kill)
-        nights.run()
+        with pytest.raises(Killed):
+            nights.run()
     assert nights.champion() is None
     assert nights.run() == (0, "promoted")
     assert (nights.champion(), nights.trained) == ("1", 1)

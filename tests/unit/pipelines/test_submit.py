@@ -141,6 +141,11 @@ def test_a_configuration_elsewhere_counts_by_its_content(checkout, tmp_path_fact
         (["--", "train", "--config", "../run.yaml"], "is not in the working directory"),
         (["--working-dir", "configs", "--", "train"], "must be a checkout with pipelines/ in it"),
         (["--config", "configs/run.yaml", "--", "train"], "--config belongs to the job"),
+        *(
+            (["--address", address, "--", *TRAIN], "--address must be http://HOST:8265")
+            for address in ("127.0.0.1:9", "head", "ray://head:1", "http://", "http://h:x", "")
+        ),
+        (["--dry-run", "--address", "head:8265", "--", *TRAIN], "got head:8265"),
         (
             ["--", "train", "--tracking.uri", "http://me:hunter2@host"],
             "the command holds a password or token",
@@ -381,6 +386,12 @@ def authentication_error(text):
     return AuthenticationError(text)
 
 
+def rpc_error(text):
+    from ray.exceptions import RpcError
+
+    return RpcError(text)
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
@@ -400,6 +411,7 @@ def authentication_error(text):
             "the token for Ray at here cannot be read: RAY_AUTH_TOKEN_PATH is set",
         ),
         (ConnectionError("refused"), StageError, "cannot reach Ray's job port at here: refused"),
+        (rpc_error("failed to connect"), StageError, "cannot reach Ray's job port at here: failed"),
         (OSError("no route"), StageError, "cannot reach Ray's job port at here: no route"),
         (
             ValueError("Package size (900.0MiB) exceeds the maximum size of 500.00MiB."),

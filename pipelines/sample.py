@@ -84,10 +84,10 @@ def run(config: RunConfig) -> RunReport:
     )
     done = folder / "report.json"
     report = RunReport.load(done) if done.exists() else None
-    if report is not None and report.inputs.get("identity") == identity:
-        # not the report's paths: they are relative to where that command was run
-        if all((folder / name).exists() for name in ("sample.mp4", "sample.gif")):
-            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    # not the report's paths: they are relative to where that command was run
+    whole = all((folder / name).exists() for name in ("sample.mp4", "sample.gif"))
+    if report is not None and report.inputs.get("identity") == identity and whole:
+        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     image = conditioning_image(open_dataset(config), 0)
     outputs = _sample(

@@ -182,7 +182,7 @@ def _finished(folder: Path, identity: str) -> RunReport | None:
     if not done.exists():
         return None
     report = RunReport.load(done)
-    if report.inputs.get("identity") != identity or not _NEEDED <= report.outputs.keys():
+    if report.inputs.get("identity") != identity or _NEEDED - report.outputs.keys():
         return None
     note_run(str(report.outputs["mlflow_run_id"]))
     whole = hash_of_folder(folder / "model") == report.outputs["model_sha256"]

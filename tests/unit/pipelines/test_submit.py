@@ -163,8 +163,34 @@ def test_a_mistake_is_found_before_anything_is_sent(checkout, cluster, capsys, w
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("env_vars: {AWS_SECRET_ACCESS_KEY: hunter2}", "env_vars must hold no secret"),
-        ("env_vars: {RAY_AUTH_TOKEN: hunter2}", "env_vars must hold no secret"),
+        *(
+            (f"env_vars: {{{name}: hunter2}}", rf"must hold no secret, but env_vars\.{name} is")
+            for name in (
+                "AWS_SECRET_ACCESS_KEY",
+                "RAY_AUTH_TOKEN",
+                "WANDB_API_KEY",
+                "OPENAI_APIKEY",
+                "DB_PASS",
+                "pgpassword",
+                "SSH_KEY_1",
+                "BASIC_AUTH",
+                "MYSQL_PWD",
+                "MLFLOW_TRACKING_PASSWORD",
+                "GOOGLE_APPLICATION_CREDENTIALS_JSON",
+                "AZURE_STORAGE_CONNECTION_STRING",
+            )
+        ),
+        (
+            "env_vars: {MLFLOW_TRACKING_URI: 'http://me:hunter2@host'}",
+            r"env_vars\.MLFLOW_TRACKING_URI is one or has one in an address",
+        ),
+        ("env_vars: {INDEX: '[\"https://hunter2@host/x\"]'}", r"but env_vars\.INDEX is"),
+        ("env_vars: {HOOK: 'https://host/x?token=hunter2'}", r"but env_vars\.HOOK is"),
+        ("pip: ['--extra-index-url https://me:hunter2@host/simple']", "but pip is one or has"),
+        ("pip: {packages: ['git+https://hunter2@github.com/a/b@v1']}", r"but pip\.packages is"),
+        ("py_modules: ['https://me:hunter2@host/a.zip']", "but py_modules is"),
+        ("config: {'https://me:hunter2@host': 1}", r"but config\.https://me:\*\*\*@host is"),
+        ("pip: requirements.txt", r"but pip \(requirements.txt\) is"),
         ("exclude: [build]", "settings that are not used here: exclude"),
         ("excludes: build", "excludes must be a list"),
         ("env_vars: [A=1]", "excludes must be a list, and env_vars a mapping"),
@@ -172,9 +198,26 @@ def test_a_mistake_is_found_before_anything_is_sent(checkout, cluster, capsys, w
 )
 def test_a_runtime_environment_is_checked(checkout, text, message):
     (checkout / "infra" / "runtime_env.yaml").write_text(text)
+    (checkout / "requirements.txt").write_text("-i https://me:hunter2@host/simple\nnumpy")
     with pytest.raises(ConfigError, match=message) as caught:
         job(*TRAIN)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "env_vars: {MLFLOW_TRACKING_URI: 'http://host:5000', PYTHONPATH: /opt/cil}",
+        "env_vars: {TOKENIZERS_PARALLELISM: 'false', RAY_AUTH_MODE: token, BYPASS: '1'}",
+        "env_vars: {GIT_AUTHOR_NAME: me, MLFLOW_EXPERIMENT_NAME: a, KEYBOARD: de}",
+        "pip: ['pkg @ git+https://github.com/a/b@v1.0', 'git+ssh://git@github.com/a/b.git']",
+        "pip: [numpy==2.0, --extra-index-url https://host/simple]",
+        "pip: nowhere.txt",
+    ],
+)
+def test_what_is_no_secret_is_taken_along(checkout, text):
+    (checkout / "infra" / "runtime_env.yaml").write_text(text)
+    assert job(*TRAIN).runtime_env.keys() & {"env_vars", "pip"}
 
 
 def test_a_dry_run_sends_nothing_and_results_that_would_be_lost_are_named(

@@ -21,17 +21,19 @@ from pipelines.gate.rules import Decision, decide
 from pipelines.log_format import log_fields
 from pipelines.model_card import CARD_FILE, publish_model_card
 from pipelines.progress import console
-from pipelines.promotion import CHAMPION, GATE_TAG, promote
+from pipelines.promotion import CHAMPION, GATE_TAG, PREVIOUS, promote
 from pipelines.register import REGISTER_FOLDER
 from pipelines.report import RunReport, Stopwatch
 from pipelines.retrain.night import (
     Night,
     check_family,
+    fetched,
     fingerprint_of,
     folder_of_night,
     open_night,
     try_lock,
 )
+from pipelines.retrain.tidy import remove_old_nights
 from pipelines.stages import check_before_start, hold_places
 from pipelines.storage import hash_of_folder, write_json
 from pipelines.tracking.versions import (
@@ -114,8 +116,17 @@ def _locked(config: RunConfig, session: ExitStack, watch: Stopwatch, *, debug: b
     status, reason = _settled(config, challenger.version)
     found = {**about, "status": status, **_of(config, challenger)}
     report = _report(watch, {**found, "reason": reason, "folder": str(folder)})
-    report.save(folder / REPORT_FILE)
+    kept = [fingerprint, *_behind_champions(config)]
+    report.save(folder / REPORT_FILE)  # from here on the night is settled: nothing may fail
+    remove_old_nights(config, kept)
     return report
+
+
+def _behind_champions(config: RunConfig) -> list[str]:
+    """Return the fingerprints of the nights that made the champion and the one before it."""
+    champions = [aliased(config, alias) for alias in (CHAMPION, PREVIOUS)]
+    found = [each.tags.get(FINGERPRINT_TAG) for each in champions if each is not None]
+    return [each for each in found if each is not None]
 
 
 def _version_of_night(config: RunConfig, fingerprint: str) -> ModelVersion | None:
@@ -171,11 +182,12 @@ def _judged(night: Night, challenger: ModelVersion, session: ExitStack, *, debug
     champion = aliased(config, CHAMPION)
     _say(f"gate, against {'no champion' if champion is None else f'version {champion.version}'}")
     mine = _arm(CHALLENGER, night.folder / REGISTER_FOLDER / "model")
-    theirs = None
-    if champion is not None:
-        uri = tracking.tracking_uri(config)
-        theirs = _arm(CHAMPION_ARM, tracking.download_model(champion.uri, uri))
-    evidence = measure_models(config, mine, theirs, folder=folder, session=session, debug=debug)
+    with ExitStack() as copies:
+        theirs = None
+        if champion is not None:
+            place = copies.enter_context(fetched(config, champion, night.folder / "champion"))
+            theirs = _arm(CHAMPION_ARM, place)
+        evidence = measure_models(config, mine, theirs, folder=folder, session=session, debug=debug)
     decision = decide(
         evidence.measured,
         config.gate,

@@ -30,6 +30,7 @@ __all__ = [
     "RETRAIN_FOLDER",
     "Night",
     "check_family",
+    "fetched",
     "fingerprint_of",
     "folder_of_night",
     "open_night",
@@ -157,14 +158,34 @@ def check_family(config: RunConfig, champion: ModelVersion) -> None:
         )
 
 
+@contextmanager
+def fetched(config: RunConfig, version: ModelVersion, place: Path) -> Iterator[Path]:
+    """Yield a copy of a version's model folder, below a folder that is removed at the end.
+
+    Args:
+        config: of the command.
+        version: to fetch.
+        place: the folder; what a killed command left there is removed first. The workers must see
+            it, so it is on the storage of the run.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield tracking.download_model(version.uri, tracking.tracking_uri(config), place)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def _fetch(config: RunConfig, champion: ModelVersion, place: Path) -> None:
-    """Copy the champion's model folder, whole or not at all; MLflow's own copy is temporary."""
-    found = tracking.download_model(champion.uri, tracking.tracking_uri(config))
+    """Copy the champion's model folder, whole or not at all."""
     temporary = temporary_beside(place)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(found, temporary)
-    replace_folder(temporary, place)
+    with fetched(config, champion, place.with_name("download")) as found:
+        shutil.rmtree(temporary, ignore_errors=True)
+        found.replace(temporary)
+        replace_folder(temporary, place)
 
 
 def _of_night(config: RunConfig, folder: Path, *, warm: bool) -> RunConfig:

@@ -24,7 +24,7 @@ from pipelines.report import RunReport, Stopwatch
 from pipelines.runtime import ray_session
 from pipelines.shard_reader import ShardReader
 from pipelines.shards import moments_of, read_moments
-from pipelines.storage import commit, read_json, temporary_beside, write_atomic
+from pipelines.storage import commit, temporary_beside, write_atomic
 
 __all__ = ["ESTIMATE_FOLDER", "STATISTICS_FILE", "run", "shard_moments"]
 
@@ -55,9 +55,10 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
         {"manifest": manifest.fingerprint, "bucket": dataset.bucket, "version": 2}
     )
     done, path = folder / "report.json", folder / STATISTICS_FILE
-    if done.exists() and path.exists() and read_json(done)["inputs"]["identity"] == identity:
+    if done.exists() and path.exists():
         report = RunReport.load(done)
-        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+        if report.inputs.get("identity") == identity:
+            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     session.enter_context(ray_session(config.cluster, debug=debug))
     moments = moments_of(_moments_by_shard(config, dataset))

@@ -14,13 +14,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from cil.errors import CilError, ConfigError, StageError
+from pipelines.shown_text import shortened
 
-__all__ = ["Ending", "Job", "Jobs", "connect", "end_of", "follow", "send_once"]
+__all__ = ["Ending", "Job", "Jobs", "check_address", "connect", "end_of", "follow", "send_once"]
 
 _RETRY_S = 2.0
 _LOST_AFTER_S = 120.0
+_LONGEST_CONNECT_S = 600.0
 _POLL_S = 0.5
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _LONGEST_NAME = 99
@@ -88,6 +91,23 @@ class Ending:
     """Ray's words."""
 
 
+def check_address(address: str) -> None:
+    """Refuse what Ray would take for another kind of address, and wait for.
+
+    Raises:
+        ConfigError: it is not http(s)://host:port.
+    """
+    try:
+        parts = urlsplit(address)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"--address must be http://HOST:8265 or https://HOST, got {shortened(address)}"
+        )
+
+
 def connect(address: str | None) -> Jobs:
     """Open the job port of a cluster.
 
@@ -100,6 +120,7 @@ def connect(address: str | None) -> Jobs:
         StageError: nobody answers there.
     """
     if address is not None:
+        check_address(address)
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers it to its client's argument
     shown = address or "the address in RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or on this machine"
     with explained(shown):
@@ -112,7 +133,7 @@ def connect(address: str | None) -> Jobs:
 @contextmanager
 def explained(address: str) -> Iterator[None]:
     """Turn what Ray and HTTP raise into errors that say what to do."""
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RpcError
 
     try:
         yield
@@ -120,7 +141,7 @@ def explained(address: str) -> Iterator[None]:
         raise
     except AuthenticationError as error:
         raise ConfigError(_about_token(str(error), address)) from error
-    except ConnectionError as error:
+    except (ConnectionError, RpcError) as error:
         raise StageError(_nobody(address, error)) from error
     except (RuntimeError, ValueError, OSError) as error:
         text = str(error)
@@ -255,7 +276,8 @@ def follow(
 ) -> Ending:
     """Show a job's log from its beginning until it ends.
 
-    A connection that breaks is opened again, and what was shown is not shown twice.
+    A connection that breaks is opened again, and what was shown is not shown twice. Silence begins
+    when a connection breaks, not with the last line: a job may work for hours without a word.
 
     Args:
         client: the cluster.
@@ -268,16 +290,21 @@ def follow(
         StageError: the cluster has not answered for two minutes.
     """
     shown = _Shown(show)
-    answered = clock()
+    silent_since: float | None = None
     while True:
+        began = clock()
         try:
             asyncio.run(shown.tail(client.tail_job_logs(name)))
             ending = end_of(client, name)
-            answered = clock()
+            silent_since = None
         except ConfigError:
             raise
         except Exception as error:  # a connection breaks in many ways, by several libraries
-            if clock() - answered > _LOST_AFTER_S:
+            now = clock()
+            stood = shown.take_heard() or now - began > _LONGEST_CONNECT_S
+            if silent_since is None or stood:
+                silent_since = now
+            if now - silent_since > _LOST_AFTER_S:
                 raise StageError(
                     f"lost contact with {name} at {client.get_address()}: {_first_line(str(error))}"
                     "; the job may go on: run the same command again to follow it"
@@ -293,11 +320,17 @@ class _Shown:
     """Passes on the part of a log that has not been shown yet."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
-        self._show, self._length = show, 0
+        self._show, self._length, self._heard = show, 0, False
+
+    def take_heard(self) -> bool:
+        """Tell whether anything was received since the last call."""
+        heard, self._heard = self._heard, False
+        return heard
 
     async def tail(self, log: AsyncIterator[str]) -> None:
         position = 0
         async for piece in log:
+            self._heard = True
             new = piece[max(0, self._length - position) :]
             position += len(piece)
             if new:

@@ -13,6 +13,8 @@ from typing import Any
 import mlflow
 import numpy as np
 
+_PARAMETERS = {"seed", "start_time", "num_steps", "analytic_init"}
+
 
 class ImageToVideo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Samples a video for an image with the model folder among its artifacts."""
@@ -40,9 +42,17 @@ class ImageToVideo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         Returns:
             (F, H, W, 3) uint8 RGB.
+
+        Raises:
+            ConfigError: there is no such parameter, or its value cannot be.
         """
+        from cil.errors import ConfigError
         from cil.generate import generate
 
+        unknown = sorted(str(name) for name in set(params or {}) - _PARAMETERS)
+        if unknown:
+            known = ", ".join(sorted(_PARAMETERS))
+            raise ConfigError(f"there is no parameter {', '.join(unknown)}; there are {known}")
         settings = {**self._defaults, **(params or {})}
         frames = generate(
             self._model,

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cil.errors import DataError
 from pipelines.storage import read_json, write_json
 
 __all__ = ["RunReport", "Stopwatch", "versions"]
@@ -24,6 +25,15 @@ _VERSIONED = (
     "s3fs",
     "webdataset",
 )
+
+_KINDS: dict[str, Any] = {
+    "stage": str,
+    "reused": bool,
+    "inputs": dict,
+    "outputs": dict,
+    "metrics": dict,
+    "seconds": int | float,
+}
 
 
 def versions() -> dict[str, str]:
@@ -71,8 +81,16 @@ class RunReport:
 
     @classmethod
     def load(cls, path: Path) -> "RunReport":
-        """Read a saved report."""
+        """Read a saved report.
+
+        Raises:
+            DataError: it is damaged.
+        """
         raw = read_json(path)
-        for more in ("versions", "details"):
-            raw.pop(more, None)
-        return cls(**raw)
+        fields = raw if isinstance(raw, dict) else {}
+        for name, kind in _KINDS.items():
+            if not isinstance(fields.get(name), kind):
+                raise DataError(
+                    f"{path} is damaged: {name} is missing or of another type; delete it"
+                )
+        return cls(**{name: fields[name] for name in _KINDS})

@@ -24,7 +24,7 @@ from pipelines.progress import console, stage_progress
 from pipelines.register import REGISTER_FOLDER, conditioning_image
 from pipelines.report import RunReport, Stopwatch
 from pipelines.settings import OutputConfig, TrackingConfig
-from pipelines.storage import check_writable, read_json, write_atomic
+from pipelines.storage import check_writable, write_atomic
 from pipelines.video_io import read_image, side_by_side, write_gif, write_mp4
 
 __all__ = ["SAMPLE_FOLDER", "SampleArguments", "run", "run_command"]
@@ -77,17 +77,17 @@ def run(config: RunConfig) -> RunReport:
         raise DataError(f"register has not finished in {output}; run `cil register` first")
     identity = content_hash(
         {
-            "model": read_json(registered)["inputs"]["identity"],
+            "model": RunReport.load(registered).inputs.get("identity"),
             "sample": asdict(config.sample),
             "seed": config.seed,
         }
     )
     done = folder / "report.json"
-    if done.exists() and read_json(done)["inputs"]["identity"] == identity:
-        report = RunReport.load(done)
-        # not the report's paths: they are relative to where that command was run
-        if all((folder / name).exists() for name in ("sample.mp4", "sample.gif")):
-            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    report = RunReport.load(done) if done.exists() else None
+    # not the report's paths: they are relative to where that command was run
+    whole = all((folder / name).exists() for name in ("sample.mp4", "sample.gif"))
+    if report is not None and report.inputs.get("identity") == identity and whole:
+        return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     image = conditioning_image(open_dataset(config), 0)
     outputs = _sample(

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-from cil.errors import ConfigError, DataError
+from cil.errors import ConfigError, DataError, StageError
 from pipelines import tracking
 from pipelines.config import RunConfig, clip_buckets, dataset_of
 from pipelines.log_format import log_fields
@@ -33,7 +33,8 @@ def check_before_start(command: str, config: RunConfig) -> None:
         config: the run.
 
     Raises:
-        ConfigError: one line per problem.
+        ConfigError: one line per problem; one of them is a mistake of the user's.
+        StageError: the same, but only servers are away.
     """
     parts = STAGES if command in _WHOLE else (command,)
     checks: list[Callable[[], None]] = [
@@ -53,14 +54,17 @@ def check_before_start(command: str, config: RunConfig) -> None:
         checks.append(lambda: _check_impl(config))
     if command in _WHOLE:
         checks.append(lambda: _check_one_bucket(config))
-    problems = []
+    mistakes, failures = [], []
     for check in checks:
         try:
             check()
         except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\nerror: ".join(problems))
+            mistakes.append(str(error))
+        except StageError as error:
+            failures.append(str(error))
+    if mistakes or failures:
+        kind = ConfigError if mistakes else StageError
+        raise kind("\nerror: ".join([*mistakes, *failures]))
 
 
 def run(command: str, config: RunConfig, *, debug: bool = False) -> list[RunReport]:
@@ -92,7 +96,7 @@ def hold_places(config: RunConfig, session: ExitStack, *, dataset: bool) -> None
     """Hold the output folder, and on request a data set elsewhere, until the session ends.
 
     Raises:
-        ConfigError: another command holds one of them.
+        StageError: another command holds one of them.
     """
     session.enter_context(lock_folder(Path(config.output.dir), "output.dir"))
     if dataset and config.output.dataset is not None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError, DataError
+from cil.errors import ConfigError, DataError, StageError
 
 __all__ = [
     "check_writable",
@@ -133,14 +133,14 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
         name: the setting it comes from, for the message.
 
     Raises:
-        ConfigError: another command holds it.
+        StageError: another command holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(
+            raise StageError(
                 f"{name}: another command is working in {folder}; wait for it, or choose another "
                 "folder"
             ) from error

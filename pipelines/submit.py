@@ -20,7 +20,18 @@ from typing import Any
 from cil.errors import ConfigError
 from pipelines.command_texts import COMMANDS
 from pipelines.config import environment, load_config, redact_uri
-from pipelines.job_client import Ending, Job, Jobs, connect, end_of, explained, follow, send_once
+from pipelines.job_client import (
+    Ending,
+    Job,
+    Jobs,
+    check_address,
+    connect,
+    end_of,
+    explained,
+    follow,
+    send_once,
+)
+from pipelines.job_secrets import place_of_secret
 from pipelines.progress import console
 from pipelines.remote import is_url
 from pipelines.report import RunReport, Stopwatch
@@ -31,7 +42,6 @@ __all__ = ["make_job", "run_command"]
 
 RUNTIME_ENV = "infra/runtime_env.yaml"
 _KNOWN = {"config", "env_vars", "excludes", "pip", "py_modules"}
-_SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIAL", "ACCESS_KEY")
 
 
 def run_command(words: list[str], *, dry_run: bool, as_json: bool, description: str) -> int:
@@ -91,6 +101,8 @@ def _parse(words: list[str], description: str) -> tuple[argparse.Namespace, list
     if command[0] not in COMMANDS or command[0] == "submit":
         known = ", ".join(name for name in COMMANDS if name != "submit")
         raise ConfigError(f"cil submit runs commands of cil, got {command[0]!r}; known: {known}")
+    if options.address is not None:
+        check_address(options.address)
     return options, command
 
 
@@ -145,11 +157,12 @@ def _runtime_env(folder: Path, given: str | None) -> dict[str, Any]:
                 f"{path}: env_vars must map text to text, {name!r} has a value of type "
                 f"{type(value).__name__}; put it in quotes"
             )
-        if any(word in name.upper() for word in _SECRET):
-            raise ConfigError(
-                f"{path}: env_vars must hold no secret, got {name}; a job's environment is shown "
-                "in the dashboard. Give secrets to the nodes"
-            )
+    place = place_of_secret(found)
+    if place is not None:
+        raise ConfigError(
+            f"{path} must hold no secret, but {place} is one or has one in an address; a job's "
+            "environment is shown in the dashboard. Give secrets to the nodes"
+        )
     return {**found, "excludes": [str(pattern) for pattern in excludes]}
 
 

@@ -38,7 +38,6 @@ from pipelines.side_jobs import SideJobs, say_what_is_held_out, start_side_jobs
 from pipelines.staged_checkpoints import CheckpointKeeper
 from pipelines.storage import (
     hash_of_folder,
-    read_json,
     remove_temporaries,
     write_atomic,
     write_json,
@@ -50,6 +49,7 @@ from pipelines.watch import LossWatch, WatchBoard, watching
 __all__ = ["TRAIN_FOLDER", "run", "train_identity"]
 
 TRAIN_FOLDER = "train"
+_NEEDED = {"mlflow_run_id", "model_sha256"}
 _GUARDS = ("spike_window", "spike_deviation", "spike_pause_steps", "stall_warning_s")
 """Settings that only decide when to warn."""
 
@@ -179,9 +179,11 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
 def _finished(folder: Path, identity: str) -> RunReport | None:
     """Return the report of this training if it is done and its model is whole."""
     done = folder / "report.json"
-    if not done.exists() or read_json(done)["inputs"]["identity"] != identity:
+    if not done.exists():
         return None
     report = RunReport.load(done)
+    if report.inputs.get("identity") != identity or _NEEDED - report.outputs.keys():
+        return None
     note_run(str(report.outputs["mlflow_run_id"]))
     whole = hash_of_folder(folder / "model") == report.outputs["model_sha256"]
     return report if whole else None

@@ -9,6 +9,7 @@ the Job owns it, so both go together. Out: the exit code of retrain (0, 1, 2 or 
 It speaks to the Kubernetes API with the pod's service account, which may create and read RayJobs.
 """
 
+import http.client
 import json
 import os
 import re
@@ -56,6 +57,29 @@ def call(url: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, A
         return error.code, {"message": text}
 
 
+def ask(url: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    """Send one request as `call` does; status 0 if no answer came, or half of one."""
+    try:
+        return call(url, body)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return 0, {"message": str(error)}
+
+
+def create(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Create the RayJob; an API that does not answer is asked again for LOST_AFTER_S.
+
+    That is safe: if it was created though the answer was lost, the next one is 409.
+    """
+    began = time.monotonic()
+    while True:
+        code, answer = ask(url, body)
+        lasting = code not in (0, 429) and code < 500
+        if lasting or time.monotonic() - began > LOST_AFTER_S:
+            return code, answer
+        print(f"the Kubernetes API did not answer ({code}): {answer.get('message')}", flush=True)
+        time.sleep(POLL_S)
+
+
 def exit_code(status: dict[str, Any]) -> int | None:
     """Return what retrain ended with; None while the RayJob goes on."""
     state = status.get("jobDeploymentStatus")
@@ -71,17 +95,14 @@ def run(text: str, api: str) -> int:
     """Create the RayJob, or find it, and wait for its end."""
     name, uid, namespace = (os.environ[key] for key in ("JOB_NAME", "JOB_UID", "POD_NAMESPACE"))
     jobs = f"{api}/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
-    code, answer = call(jobs, manifest(text, name, uid))
+    code, answer = create(jobs, manifest(text, name, uid))
     if code not in (200, 201, 409):
         print(f"error: RayJob {name} was refused ({code}): {answer.get('message')}", flush=True)
         return 1
     print(f"RayJob {name} {'was there already' if code == 409 else 'created'}", flush=True)
     answered, before = time.monotonic(), ""
     while time.monotonic() - answered < LOST_AFTER_S:
-        try:
-            code, answer = call(f"{jobs}/{name}")
-        except OSError as error:
-            code, answer = 0, {"message": str(error)}
+        code, answer = ask(f"{jobs}/{name}")
         if code == 404:
             print(f"error: RayJob {name} was deleted", flush=True)
             return 1

@@ -21,10 +21,19 @@ from pipelines.gate.rules import Decision, decide
 from pipelines.log_format import log_fields
 from pipelines.model_card import CARD_FILE, publish_model_card
 from pipelines.progress import console
-from pipelines.promotion import CHAMPION, GATE_TAG, promote
+from pipelines.promotion import CHAMPION, GATE_TAG, PREVIOUS, promote
 from pipelines.register import REGISTER_FOLDER
 from pipelines.report import RunReport, Stopwatch
-from pipelines.retrain.night import Night, check_family, fingerprint_of, open_night, try_lock
+from pipelines.retrain.night import (
+    Night,
+    check_family,
+    fetched,
+    fingerprint_of,
+    folder_of_night,
+    open_night,
+    try_lock,
+)
+from pipelines.retrain.tidy import remove_old_nights
 from pipelines.stages import check_before_start, hold_places
 from pipelines.storage import hash_of_folder, write_json
 from pipelines.tracking.versions import (
@@ -42,6 +51,7 @@ FINGERPRINT_TAG = "retrain_fingerprint"
 PARENT_TAG = "parent_version"
 REFUSED_CODE = 3
 GATE_FOLDER = "gate"
+REPORT_FILE = "report.json"
 _PENDING, _PASSED, _REFUSED = "pending", "passed", "refused"
 
 
@@ -86,27 +96,37 @@ def _locked(config: RunConfig, session: ExitStack, watch: Stopwatch, *, debug: b
         encoded = encode.run(config, session=session, debug=debug)
     manifest = str(encoded.outputs["fingerprint"])
     fingerprint = fingerprint_of(config, manifest)
+    folder = folder_of_night(config, fingerprint)
     known = _version_of_night(config, fingerprint)
     about: dict[str, Any] = {"fingerprint": fingerprint, "dataset": manifest}
-    if known is not None and _is_settled(config, known):
+    if known is not None and _is_settled(config, known, folder):
         state = known.tags.get(GATE_TAG)
         console.print(
             f"nothing new: version {known.version} is of this data and these settings ({state})",
             markup=False,
         )
         return _report(watch, {**about, "status": "nothing new", **_of(config, known)})
-    night = open_night(config, fingerprint, champion)
-    if known is not None and known.tags.get(GATE_TAG) == _PASSED:
-        challenger = known  # a run that was killed between the gate and the promotion
+    if known is not None and known.tags.get(GATE_TAG) in (_PASSED, _REFUSED):
+        challenger = known  # a run that was killed between the gate and its report
     else:
+        night = open_night(config, fingerprint, champion)
         challenger = _trained(night, session, debug=debug)
         with log_fields(stage="gate"):
             _judged(night, challenger, session, debug=debug)
     status, reason = _settled(config, challenger.version)
     found = {**about, "status": status, **_of(config, challenger)}
-    report = _report(watch, {**found, "reason": reason, "folder": str(night.folder)})
-    report.save(night.folder / "report.json")
+    report = _report(watch, {**found, "reason": reason, "folder": str(folder)})
+    kept = [fingerprint, *_behind_champions(config)]
+    report.save(folder / REPORT_FILE)  # from here on the night is settled: nothing may fail
+    remove_old_nights(config, kept)
     return report
+
+
+def _behind_champions(config: RunConfig) -> list[str]:
+    """Return the fingerprints of the nights that made the champion and the one before it."""
+    champions = [aliased(config, alias) for alias in (CHAMPION, PREVIOUS)]
+    found = [each.tags.get(FINGERPRINT_TAG) for each in champions if each is not None]
+    return [each for each in found if each is not None]
 
 
 def _version_of_night(config: RunConfig, fingerprint: str) -> ModelVersion | None:
@@ -116,13 +136,22 @@ def _version_of_night(config: RunConfig, fingerprint: str) -> ModelVersion | Non
     return None
 
 
-def _is_settled(config: RunConfig, version: ModelVersion) -> bool:
-    """Tell whether nothing is left to do for a night: judged, and if it passed promoted once."""
+def _is_settled(config: RunConfig, version: ModelVersion, folder: Path) -> bool:
+    """Tell whether nothing is left to do for a night: judged, promoted if it passed, reported."""
     state = version.tags.get(GATE_TAG)
-    if state == _PASSED:
-        promoted = {entry["version"] for entry in history(config) if entry["action"] == "promote"}
-        return version.version in promoted
-    return state not in (None, _PENDING)
+    if state in (None, _PENDING):
+        return False
+    if state not in (_PASSED, _REFUSED):  # somebody has decided since: it was rolled back
+        return True
+    if not (folder / REPORT_FILE).exists():
+        return False
+    return state == _REFUSED or _was_promoted(config, version.version)
+
+
+def _was_promoted(config: RunConfig, version: str) -> bool:
+    return any(
+        (entry["action"], entry["version"]) == ("promote", version) for entry in history(config)
+    )
 
 
 def _trained(night: Night, session: ExitStack, *, debug: bool) -> ModelVersion:
@@ -153,11 +182,12 @@ def _judged(night: Night, challenger: ModelVersion, session: ExitStack, *, debug
     champion = aliased(config, CHAMPION)
     _say(f"gate, against {'no champion' if champion is None else f'version {champion.version}'}")
     mine = _arm(CHALLENGER, night.folder / REGISTER_FOLDER / "model")
-    theirs = None
-    if champion is not None:
-        uri = tracking.tracking_uri(config)
-        theirs = _arm(CHAMPION_ARM, tracking.download_model(champion.uri, uri))
-    evidence = measure_models(config, mine, theirs, folder=folder, session=session, debug=debug)
+    with ExitStack() as copies:
+        theirs = None
+        if champion is not None:
+            place = copies.enter_context(fetched(config, champion, night.folder / "champion"))
+            theirs = _arm(CHAMPION_ARM, place)
+        evidence = measure_models(config, mine, theirs, folder=folder, session=session, debug=debug)
     decision = decide(
         evidence.measured,
         config.gate,
@@ -206,6 +236,8 @@ def _settled(config: RunConfig, version: str) -> tuple[str, str]:
         prometheus.add_gate_decision(promoted=False)
         console.print(f"the gate refused version {version}: {reason}", style="red", markup=False)
         return _REFUSED, reason
+    if _was_promoted(config, version):  # only the report is missing; another may be champion now
+        return "promoted", reason
     move = promote(config, version, reason=reason, evidence=f"mlflow run {judged.run_id}")
     prometheus.add_gate_decision(promoted=True)
     before = move.previous or "none"

@@ -1,7 +1,9 @@
 """Settings of scheduled retraining."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
 
 __all__ = ["RetrainConfig"]
 
@@ -14,3 +16,6 @@ class RetrainConfig:
     start_from: Literal["champion", "config"] = "champion"
     """Weights that training begins with: the champion's, or as `model` says (published weights, or
     fresh ones). Without a champion always the latter."""
+    keep_nights: Annotated[int, Ge(1)] | None = 7
+    """How many nights keep all of their files in OUTPUT/retrain; older ones keep their report and
+    decision, those of the champion and the one before it keep all. None removes nothing."""

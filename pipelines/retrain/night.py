@@ -18,14 +18,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from pipelines import tracking
 from pipelines.config import RunConfig, content_hash, dataset_of
+from pipelines.shown_text import shortened
 from pipelines.storage import read_json, replace_folder, temporary_beside, write_json
 from pipelines.tracking.versions import ModelVersion
 from pipelines.train import train_identity
 
-__all__ = ["RETRAIN_FOLDER", "Night", "check_family", "fingerprint_of", "open_night", "try_lock"]
+__all__ = [
+    "RETRAIN_FOLDER",
+    "Night",
+    "check_family",
+    "fetched",
+    "fingerprint_of",
+    "folder_of_night",
+    "open_night",
+    "try_lock",
+]
 
 RETRAIN_FOLDER = "retrain"
 _SHORT = 12
@@ -61,6 +71,11 @@ def fingerprint_of(config: RunConfig, manifest_fingerprint: str) -> str:
     )
 
 
+def folder_of_night(config: RunConfig, fingerprint: str) -> Path:
+    """Name the folder of a night; it need not be there."""
+    return Path(config.output.dir) / RETRAIN_FOLDER / fingerprint[:_SHORT]
+
+
 @contextmanager
 def try_lock(config: RunConfig) -> Iterator[bool]:
     """Hold the right to retrain in this output folder; yields False if another process has it."""
@@ -84,9 +99,10 @@ def open_night(config: RunConfig, fingerprint: str, champion: ModelVersion | Non
         champion: what is champion now; a night that has begun keeps the one it has.
 
     Raises:
+        DataError: its plan is damaged.
         StageError: MLflow failed.
     """
-    folder = Path(config.output.dir) / RETRAIN_FOLDER / fingerprint[:_SHORT]
+    folder = folder_of_night(config, fingerprint)
     plan = folder / "plan.json"
     if not plan.exists():
         warm = config.retrain.start_from == "champion" and champion is not None
@@ -95,12 +111,35 @@ def open_night(config: RunConfig, fingerprint: str, champion: ModelVersion | Non
             _fetch(config, champion, folder / "parent")
         parent = champion.version if warm and champion is not None else None
         write_json(plan, {"fingerprint": fingerprint, "parent": parent, "format": _VERSION})
-    begun = read_json(plan)
+    parent = _parent_of(plan, fingerprint)
     return Night(
         fingerprint=fingerprint,
         folder=folder,
-        config=_of_night(config, folder, warm=begun["parent"] is not None),
-        parent=begun["parent"],
+        config=_of_night(config, folder, warm=parent is not None),
+        parent=parent,
+    )
+
+
+def _parent_of(plan: Path, fingerprint: str) -> str | None:
+    """Return the version that a plan begins with.
+
+    Raises:
+        DataError: it is no plan, or that of another night.
+    """
+    begun = read_json(plan)
+    if not isinstance(begun, dict) or begun.get("fingerprint") != fingerprint:
+        found = begun.get("fingerprint") if isinstance(begun, dict) else type(begun).__name__
+        problem = f"its fingerprint must be {fingerprint}, got {found}"
+    elif begun.get("format") != _VERSION:
+        problem = f"its format must be {_VERSION}, got {begun.get('format')!r}"
+    elif not isinstance(begun.get("parent", 0), str | None):
+        problem = f"parent must be a version or null, got {begun.get('parent')!r}"
+    else:
+        parent: str | None = begun["parent"]
+        return parent
+    raise DataError(
+        f"{plan} is damaged: {shortened(problem)}; delete the folder {plan.parent} to begin this "
+        "night anew"
     )
 
 
@@ -119,14 +158,34 @@ def check_family(config: RunConfig, champion: ModelVersion) -> None:
         )
 
 
+@contextmanager
+def fetched(config: RunConfig, version: ModelVersion, place: Path) -> Iterator[Path]:
+    """Yield a copy of a version's model folder, below a folder that is removed at the end.
+
+    Args:
+        config: of the command.
+        version: to fetch.
+        place: the folder; what a killed command left there is removed first. The workers must see
+            it, so it is on the storage of the run.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield tracking.download_model(version.uri, tracking.tracking_uri(config), place)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def _fetch(config: RunConfig, champion: ModelVersion, place: Path) -> None:
-    """Copy the champion's model folder, whole or not at all; MLflow's own copy is temporary."""
-    found = tracking.download_model(champion.uri, tracking.tracking_uri(config))
+    """Copy the champion's model folder, whole or not at all."""
     temporary = temporary_beside(place)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(found, temporary)
-    replace_folder(temporary, place)
+    with fetched(config, champion, place.with_name("download")) as found:
+        shutil.rmtree(temporary, ignore_errors=True)
+        found.replace(temporary)
+        replace_folder(temporary, place)
 
 
 def _of_night(config: RunConfig, folder: Path, *, warm: bool) -> RunConfig:

@@ -130,12 +130,14 @@ def _serving_requirements() -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
-def download_model(uri: str, store: str) -> Path:
+def download_model(uri: str, store: str, into: Path | None = None) -> Path:
     """Fetch a registered model and return its model folder.
 
     Args:
         uri: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model.
         store: tracking URI.
+        into: existing folder for a copy, which is the caller's to remove; None takes a temporary
+            one of MLflow's, which stays, or the store's own folder if it is on this machine.
 
     Raises:
         StageError: there is no such model, or MLflow failed.
@@ -143,9 +145,10 @@ def download_model(uri: str, store: str) -> Path:
     client_of(store)
     import mlflow
 
+    place = None if into is None else str(into.resolve())
     try:
         with explained(f"fetching {uri}", store), store_of_process(store):
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
     except StageError as error:
         code = getattr(error.__cause__, "error_code", None)
         if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):

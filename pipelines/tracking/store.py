@@ -3,10 +3,11 @@
 Imports mlflow only to ask a server that wants a password.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, StageError
 from pipelines.config import RunConfig, environment, redact_uri
 from pipelines.storage import check_writable
 from pipelines.tracking.client import client_of
@@ -16,6 +17,14 @@ __all__ = ["MLFLOW_FOLDER", "check_tracking", "has_store", "shown_uri", "trackin
 MLFLOW_FOLDER = "mlflow"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _TIMEOUT_S = 5
+_AWAY_STATUS = 500
+_TOO_MANY = 429
+_OF_THE_USER = re.compile(
+    r"authentication failed|no password|does not exist|pg_hba|access denied|unknown database"
+    r"|login failed",
+    re.IGNORECASE,
+)
+_AWAY = re.compile(r"failed with exception|error code 5\d\d|too many", re.IGNORECASE)
 _QUESTION = "api/2.0/mlflow/experiments/search?max_results=1"
 
 
@@ -42,7 +51,9 @@ def check_tracking(config: RunConfig) -> None:
     """Check that the tracking store can be reached, without writing to it.
 
     Raises:
-        ConfigError: unknown kind of URI, no server there, or a place that cannot be written.
+        ConfigError: what the user must change: an unknown kind of URI, an address that is none, a
+            wrong password, or a place that cannot be written.
+        StageError: a server or database that does not answer, or is busy.
     """
     uri = tracking_uri(config)
     shown = redact_uri(uri)
@@ -63,13 +74,21 @@ def check_tracking(config: RunConfig) -> None:
 def _check_server(uri: str, shown: str) -> None:
     import requests
 
+    kind: type[ConfigError] | type[StageError] = StageError
+    problem = None
     try:
         answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S)
-        problem = None if answer.ok else f"it answered {answer.status_code}"
+        if not answer.ok:
+            problem = f"it answered {answer.status_code}"
+            away = answer.status_code >= _AWAY_STATUS or answer.status_code == _TOO_MANY
+            kind = StageError if away else ConfigError
     except requests.RequestException as error:
-        problem = f"{type(error).__name__}"
+        problem = type(error).__name__
+        # of its address, or of its certificate
+        if isinstance(error, ValueError | requests.exceptions.SSLError):
+            kind = ConfigError
     if problem:
-        raise ConfigError(
+        raise kind(
             f"tracking.uri: no MLflow server at {shown} ({problem}); start it with "
             "`mlflow server`, or leave tracking.uri empty for a local sqlite store"
         )
@@ -94,6 +113,11 @@ def _check_user(uri: str, shown: str) -> None:
         client.search_experiments(max_results=1)
     except mlflow.MlflowException as error:
         reason = redact_uri(str(error).partition("\n")[0].partition(". Response body")[0])
+        if _AWAY.search(reason):
+            raise StageError(
+                f"tracking.uri: MLflow at {shown} does not answer ({reason}); when it works again, "
+                "run the same command"
+            ) from error
         raise ConfigError(
             f"tracking.uri: MLflow at {shown} refuses the user name or the password ({reason}); "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -124,6 +148,10 @@ def _check_sqlite(uri: str) -> None:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as there:
             there.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
+        if "locked" in str(error) or "busy" in str(error):
+            raise StageError(
+                f"tracking.uri: {path} is busy: {error}; wait for the program that uses it"
+            ) from error
         raise ConfigError(
             f"tracking.uri: {path} cannot be used as a database: {error}; choose another file"
         ) from error
@@ -136,6 +164,8 @@ def _check_database(uri: str, shown: str) -> None:
         sqlalchemy.create_engine(uri).connect().close()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = redact_uri(str(error).splitlines()[0])
-        raise ConfigError(
+        away = isinstance(error, sqlalchemy.exc.OperationalError)
+        kind = StageError if away and not _OF_THE_USER.search(str(error)) else ConfigError
+        raise kind(
             f"tracking.uri: cannot connect to {shown}: {reason}; check the address and the driver"
         ) from error

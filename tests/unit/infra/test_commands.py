@@ -19,6 +19,7 @@ FILES = [
     and path.is_file()
 ]
 INSTALLED = {"/etc/cil/retrain.yaml": ROOT / "infra" / "kubernetes" / "retrain.yaml"}
+ON_ONE_HOST = {"/etc/cil/retrain.yaml": ROOT / "infra" / "systemd" / "retrain.yaml"}
 """What stands at a place of a node: a ConfigMap of kustomization.yaml, or an operator's copy."""
 CALL = re.compile(r"(?:python3? -m pipelines|(?<![\w/.-])cil) ((?:[a-z]+)(?: -.*)?)$", re.MULTILINE)
 
@@ -34,9 +35,10 @@ def calls():
     return found
 
 
-def check(words):
+def check(words, file=""):
     """Let our parser read a command, with what is installed in its place."""
-    words = [str(INSTALLED.get(word, word)) for word in words]
+    there = INSTALLED | (ON_ONE_HOST if "systemd" in file else {})
+    words = [str(there.get(word, word)) for word in words]
     for option, value in itertools.pairwise(words):
         if option == "--config":
             assert (ROOT / value).is_file(), f"{value} is not there"
@@ -47,7 +49,7 @@ def check(words):
 @pytest.mark.parametrize(("file", "words"), calls(), ids=str)
 def test_our_parser_takes_it(file, words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert check(words) == 0, capsys.readouterr().err
+    assert check(words, file) == 0, capsys.readouterr().err
     if words[0] == "submit":
         assert check(words[words.index("--") + 1 :]) == 0, capsys.readouterr().err
 

@@ -266,7 +266,11 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.calls.append(("POST", self.path, self.headers["Authorization"], body))
-        self.answer(self.server.create, {"message": "says the API"})
+        code = self.server.create.pop(0) if len(self.server.create) > 1 else self.server.create[0]
+        if code is None:  # made, but the answer is lost
+            self.close_connection = True
+            return
+        self.answer(code, {"message": "says the API"})
 
     def do_GET(self):
         self.server.calls.append(("GET", self.path, self.headers["Authorization"], None))
@@ -299,7 +303,8 @@ def create(script, tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def run(states, *, create=201):
-        server.calls, server.states, server.create = [], list(states), create
+        codes = list(create) if isinstance(create, list) else [create]
+        server.calls, server.states, server.create = [], list(states), codes
         text = (FOLDER / "rayjob.yaml").read_text()
         code = script.run(text, f"http://127.0.0.1:{server.server_port}")
         return code, server.calls
@@ -362,6 +367,21 @@ def test_a_pod_that_replaces_another_finds_the_rayjob(create, capsys):
 def test_a_rayjob_that_is_refused_is_a_failure(create, capsys):
     assert create([], create=403)[0] == 1
     assert 'was refused (403): {"message": "says the API"}' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("last", [201, 409])
+def test_a_hiccup_of_the_api_at_the_start_makes_one_rayjob(create, last, capsys):
+    code, calls = create([ended("SUCCEEDED")], create=[None, 500, 503, 429, last])
+    assert code == 0
+    assert [call[0] for call in calls] == ["POST"] * 5 + ["GET"]
+    assert len({json.dumps(call[3]) for call in calls[:5]}) == 1
+    assert capsys.readouterr().out.count("did not answer") == 4
+
+
+def test_an_api_that_never_answers_is_given_up_at_the_start(create, script, monkeypatch, capsys):
+    monkeypatch.setattr(script, "LOST_AFTER_S", 0.2)
+    assert create([], create=[None])[0] == 1
+    assert "was refused (0)" in capsys.readouterr().out
 
 
 def test_an_api_that_is_gone_is_given_up(create, script, monkeypatch, capsys):

@@ -63,7 +63,54 @@ def test_an_expression_is_well_formed(expression):
     assert depth == []
     assert expression.count('"') % 2 == 0
     if "decisions_total" in expression:  # of a counter, only the growth says anything
-        assert "increase(" in expression
+        assert GROWTH.match(expression)
+
+
+GROWTH = re.compile(
+    r"sum(?: by \(decision\) )?\(max_over_time\((?P<of>\{[^}]*\})\[(?P<window>\d+[hd])\]\) - "
+    r"\(max_over_time\((?P=of)\[(?P=window)\] offset (?P=window)\) or "
+    r"0 \* max_over_time\((?P=of)\[(?P=window)\]\)\)\)(?: > (?P<limit>\d+))?"
+)
+
+
+def fires(alert, series, now):
+    """Evaluate an alert of `GROWTH` as Prometheus would: a series is a list of (hour, value)."""
+    (rule,) = [rule for group in alerts() for rule in group["rules"] if rule["alert"] == alert]
+    found = GROWTH.fullmatch(rule["expr"])
+    assert found, f"{alert} has another form"
+    window = int(found["window"].removesuffix("h"))
+
+    def highest(samples, until):
+        return max((v for hour, v in samples if until - window < hour <= until), default=None)
+
+    total = 0.0
+    for samples in series:
+        last, before = highest(samples, now), highest(samples, now - window)
+        total += 0 if last is None else last - (before or 0)
+    return total > int(found["limit"])
+
+
+def test_three_refused_nights_are_told_by_counters_that_begin_with_their_only_value():
+    """A local session has a series of its own each night, which ends right after it begins."""
+    nights = [[(24 * night, 1.0)] for night in range(1, 9)]
+    assert not fires("GateRefusesEveryNight", nights[:2], now=60)
+    assert fires("GateRefusesEveryNight", nights[:3], now=80)
+    assert fires("GateRefusesEveryNight", nights, now=24 * 8 + 1)
+    assert not fires("GateRefusesEveryNight", nights, now=24 * 8 + 50)
+
+
+def test_three_refused_nights_are_told_by_a_counter_that_goes_on():
+    """A head that stays up may count all nights in one series."""
+    level = [[(hour, float(min(hour // 24, 9))) for hour in range(24, 400)]]
+    assert fires("GateRefusesEveryNight", level, now=24 * 3 + 1)
+    assert fires("GateRefusesEveryNight", level, now=24 * 8 + 1)
+    assert not fires("GateRefusesEveryNight", level, now=390), "nine long ago"
+
+
+def test_many_refused_videos_of_one_command_are_told():
+    assert fires("ManyVideosInQuarantine", [[(5, 101.0), (6, 101.0)]], now=10)
+    assert not fires("ManyVideosInQuarantine", [[(5, 100.0), (6, 100.0)]], now=10)
+    assert not fires("ManyVideosInQuarantine", [[(hour, 101.0) for hour in range(90)]], now=80)
 
 
 def test_our_metrics_are_found_with_and_without_the_prefix_of_ray():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config import dataset_of, load_config
 from pipelines.environment_variables import variables_for
 
 FOLDER = Path(__file__).parents[3] / "infra" / "systemd"
@@ -48,6 +49,51 @@ def test_the_service_is_no_root_and_has_its_secrets_from_a_file():
     secret = [name for name in values if re.search("PASSWORD|SECRET|KEY", name)]
     assert len(secret) == 3
     assert all(values[name] == "" for name in secret)
+
+
+def writable(service):
+    """Folders below which a unit with ProtectSystem=strict may write, by the words of the unit."""
+    assert service["ProtectSystem"] == "strict"
+    states = [Path("/var/lib") / name for name in service["StateDirectory"].split()]
+    return states + [Path(name) for name in service.get("ReadWritePaths", "").split()]
+
+
+def below(place, folders):
+    return any(Path(place).is_relative_to(folder) for folder in folders)
+
+
+def test_the_sample_writes_where_the_unit_may(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "CIL_OUTPUT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    service, config = unit(SERVICE)["Service"], load_config(FOLDER / "retrain.yaml")
+    folders = writable(service)
+    for place in (config.output.dir, dataset_of(config)):
+        assert below(place, folders), f"{place} is read-only under the unit"
+    environment = dict(
+        line.split("=", 1)
+        for line in (FOLDER / "retrain.env.example").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    assert below(environment["HOME"], folders)
+    assert service["ProtectHome"] == "true"
+    for place in (config.data.videos, config.model.pretrained):
+        assert not below(place, [Path("/home"), Path("/root")])
+    assert not below("/mnt/cil/retrain", folders)
+    assert config.train.num_workers == 1
+
+
+def test_the_steps_to_install_make_what_the_unit_names():
+    text, service = (FOLDER / SERVICE).read_text(), unit(SERVICE)["Service"]
+    steps = "\n".join(line for line in text.splitlines() if line.startswith("#   "))
+    assert re.search(rf"useradd .* {service['User']}$", steps, re.M)
+    assert f"-C {service['WorkingDirectory']}" in steps
+    assert service["ExecStart"].startswith(service["WorkingDirectory"])
+    for source, place in re.findall(r"install .*?(infra/\S+) (/etc/\S+)", steps):
+        assert (FOLDER.parents[1] / source).is_file()
+        assert place in (service["EnvironmentFile"], shlex.split(service["ExecStart"])[-1])
+    assert steps.count("sudo install") == 2
+    for name in (SERVICE, TIMER):
+        assert f"infra/systemd/{name}" in steps
 
 
 def test_the_timer_starts_the_service_every_night():

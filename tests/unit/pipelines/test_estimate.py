@@ -85,3 +85,17 @@ def test_there_must_be_a_data_set(encoded_run, tmp_path):
     with ExitStack() as session, pytest.raises(DataError, match="run encode first"):
         estimate.run(config, session=session)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]"])
+def test_a_damaged_report_of_before_is_named(encoded_run, tmp_path, content):
+    config = elsewhere(encoded_run.config, encoded_run.dataset)
+    config = dataclasses.replace(
+        config, output=dataclasses.replace(config.output, dir=str(tmp_path))
+    )
+    folder = tmp_path / estimate.ESTIMATE_FOLDER
+    folder.mkdir()
+    (folder / "report.json").write_text(content)
+    (folder / estimate.STATISTICS_FILE).touch()
+    with ExitStack() as session, pytest.raises(DataError, match=r"report\.json is damaged"):
+        estimate.run(config, session=session)

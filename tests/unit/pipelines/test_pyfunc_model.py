@@ -94,6 +94,20 @@ def test_settings_out_of_range_are_refused(served, params):
         served.predict(None, IMAGE, params)
 
 
+def test_an_unknown_parameter_is_refused(served):
+    with pytest.raises(ConfigError, match="no parameter foo; there are analytic_init, num_steps"):
+        served.predict(None, IMAGE, {"seed": 1, "foo": 1})
+
+
+def test_mlflow_leaves_unknown_parameters_out_before_they_are_seen():
+    """What docs/serving.md says of a server; if this changes, the model refuses them there too."""
+    from mlflow.models.utils import _enforce_params_schema
+    from mlflow.types import ParamSchema, ParamSpec
+
+    schema = ParamSchema([ParamSpec("seed", "long", 0)])
+    assert _enforce_params_schema({"seed": 1, "foo": 1}, schema) == {"seed": 1}
+
+
 def test_serving_leaves_the_global_generator_alone(served):
     torch.manual_seed(5)
     before = torch.get_rng_state()

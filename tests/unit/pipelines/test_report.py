@@ -3,6 +3,7 @@ from importlib.metadata import version
 
 import pytest
 
+from cil.errors import DataError
 from pipelines.report import RunReport, Stopwatch
 
 REPORT = RunReport(
@@ -33,6 +34,24 @@ def test_reusing_a_result_keeps_its_first_report(tmp_path):
     path.unlink()
     again.save(path)
     assert RunReport.load(path) == again
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        None,
+        {**REPORT.to_json(), "inputs": None},
+        {**REPORT.to_json(), "outputs": ["out"]},
+        {**REPORT.to_json(), "seconds": "1.25"},
+    ],
+)
+def test_a_damaged_report_is_named(tmp_path, content):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"report\.json is damaged: .*; delete it"):
+        RunReport.load(path)
 
 
 def test_a_report_refuses_what_json_cannot_hold(tmp_path):

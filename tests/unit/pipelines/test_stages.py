@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, StageError
 from pipelines import stages
 from pipelines.config import validate_config
 from pipelines.report import RunReport
@@ -64,7 +64,7 @@ def test_one_stage_runs_alone(config, ran, stage):
 def test_a_folder_that_is_in_use_is_refused(config, ran, tmp_path):
     with (
         lock_folder(tmp_path / "out", "output.dir"),
-        pytest.raises(ConfigError, match=r"output\.dir: another command is working in"),
+        pytest.raises(StageError, match=r"output\.dir: another command is working in"),
     ):
         stages.run("run", config)
     assert ran == []

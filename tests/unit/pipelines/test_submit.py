@@ -141,6 +141,11 @@ def test_a_configuration_elsewhere_counts_by_its_content(checkout, tmp_path_fact
         (["--", "train", "--config", "../run.yaml"], "is not in the working directory"),
         (["--working-dir", "configs", "--", "train"], "must be a checkout with pipelines/ in it"),
         (["--config", "configs/run.yaml", "--", "train"], "--config belongs to the job"),
+        *(
+            (["--address", address, "--", *TRAIN], "--address must be http://HOST:8265")
+            for address in ("127.0.0.1:9", "head", "ray://head:1", "http://", "http://h:x", "")
+        ),
+        (["--dry-run", "--address", "head:8265", "--", *TRAIN], "got head:8265"),
         (
             ["--", "train", "--tracking.uri", "http://me:hunter2@host"],
             "the command holds a password or token",
@@ -158,8 +163,34 @@ def test_a_mistake_is_found_before_anything_is_sent(checkout, cluster, capsys, w
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("env_vars: {AWS_SECRET_ACCESS_KEY: hunter2}", "env_vars must hold no secret"),
-        ("env_vars: {RAY_AUTH_TOKEN: hunter2}", "env_vars must hold no secret"),
+        *(
+            (f"env_vars: {{{name}: hunter2}}", rf"must hold no secret, but env_vars\.{name} is")
+            for name in (
+                "AWS_SECRET_ACCESS_KEY",
+                "RAY_AUTH_TOKEN",
+                "WANDB_API_KEY",
+                "OPENAI_APIKEY",
+                "DB_PASS",
+                "pgpassword",
+                "SSH_KEY_1",
+                "BASIC_AUTH",
+                "MYSQL_PWD",
+                "MLFLOW_TRACKING_PASSWORD",
+                "GOOGLE_APPLICATION_CREDENTIALS_JSON",
+                "AZURE_STORAGE_CONNECTION_STRING",
+            )
+        ),
+        (
+            "env_vars: {MLFLOW_TRACKING_URI: 'http://me:hunter2@host'}",
+            r"env_vars\.MLFLOW_TRACKING_URI is one or has one in an address",
+        ),
+        ("env_vars: {INDEX: '[\"https://hunter2@host/x\"]'}", r"but env_vars\.INDEX is"),
+        ("env_vars: {HOOK: 'https://host/x?token=hunter2'}", r"but env_vars\.HOOK is"),
+        ("pip: ['--extra-index-url https://me:hunter2@host/simple']", "but pip is one or has"),
+        ("pip: {packages: ['git+https://hunter2@github.com/a/b@v1']}", r"but pip\.packages is"),
+        ("py_modules: ['https://me:hunter2@host/a.zip']", "but py_modules is"),
+        ("config: {'https://me:hunter2@host': 1}", r"but config\.https://me:\*\*\*@host is"),
+        ("pip: requirements.txt", r"but pip \(requirements.txt\) is"),
         ("exclude: [build]", "settings that are not used here: exclude"),
         ("excludes: build", "excludes must be a list"),
         ("env_vars: [A=1]", "excludes must be a list, and env_vars a mapping"),
@@ -167,9 +198,26 @@ def test_a_mistake_is_found_before_anything_is_sent(checkout, cluster, capsys, w
 )
 def test_a_runtime_environment_is_checked(checkout, text, message):
     (checkout / "infra" / "runtime_env.yaml").write_text(text)
+    (checkout / "requirements.txt").write_text("-i https://me:hunter2@host/simple\nnumpy")
     with pytest.raises(ConfigError, match=message) as caught:
         job(*TRAIN)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "env_vars: {MLFLOW_TRACKING_URI: 'http://host:5000', PYTHONPATH: /opt/cil}",
+        "env_vars: {TOKENIZERS_PARALLELISM: 'false', RAY_AUTH_MODE: token, BYPASS: '1'}",
+        "env_vars: {GIT_AUTHOR_NAME: me, MLFLOW_EXPERIMENT_NAME: a, KEYBOARD: de}",
+        "pip: ['pkg @ git+https://github.com/a/b@v1.0', 'git+ssh://git@github.com/a/b.git']",
+        "pip: [numpy==2.0, --extra-index-url https://host/simple]",
+        "pip: nowhere.txt",
+    ],
+)
+def test_what_is_no_secret_is_taken_along(checkout, text):
+    (checkout / "infra" / "runtime_env.yaml").write_text(text)
+    assert job(*TRAIN).runtime_env.keys() & {"env_vars", "pip"}
 
 
 def test_a_dry_run_sends_nothing_and_results_that_would_be_lost_are_named(
@@ -277,9 +325,45 @@ def test_a_cluster_that_is_gone_is_given_up():
     cluster = Cluster()
     cluster.add("job")
     cluster.logs["job"] = [[OSError("refused")] for _ in range(99)]
-    now = iter(range(0, 10000, 50))
+    now = Clock()
     with pytest.raises(StageError, match="lost contact with job at http://head:8265: refused"):
-        follow(cluster, "job", print, sleep=lambda seconds: None, clock=lambda: next(now))
+        follow(cluster, "job", print, sleep=now.pass_by, clock=now)
+    assert 120 < now() <= 124
+
+
+class Clock:
+    """Seconds that pass when somebody waits."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def pass_by(self, seconds):
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize("pieces", [["one\n"], []], ids=["a log", "a silent job"])
+def test_hours_of_work_are_no_silence(pieces):
+    cluster, now, shown = Cluster(), Clock(), []
+    cluster.add("job")
+    attempts = []
+
+    async def tail(name):
+        attempts.append(now())
+        if len(attempts) in (2, 3, 5):  # the tunnel is opened again
+            raise OSError("refused")
+        for piece in pieces:
+            yield piece
+        if len(attempts) < 6:
+            now.pass_by(3600.0)
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+        cluster.end(name)
+
+    cluster.tail_job_logs = tail
+    assert follow(cluster, "job", shown.append, sleep=now.pass_by, clock=now).exit_code == 0
+    assert (shown, len(attempts)) == (pieces, 6)
 
 
 def test_a_job_is_followed_to_its_exit_code(checkout, cluster, capsys, monkeypatch):
@@ -345,6 +429,12 @@ def authentication_error(text):
     return AuthenticationError(text)
 
 
+def rpc_error(text):
+    from ray.exceptions import RpcError
+
+    return RpcError(text)
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
@@ -364,6 +454,7 @@ def authentication_error(text):
             "the token for Ray at here cannot be read: RAY_AUTH_TOKEN_PATH is set",
         ),
         (ConnectionError("refused"), StageError, "cannot reach Ray's job port at here: refused"),
+        (rpc_error("failed to connect"), StageError, "cannot reach Ray's job port at here: failed"),
         (OSError("no route"), StageError, "cannot reach Ray's job port at here: no route"),
         (
             ValueError("Package size (900.0MiB) exceeds the maximum size of 500.00MiB."),

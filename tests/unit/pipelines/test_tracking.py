@@ -1,9 +1,12 @@
 import dataclasses
+import functools
 import http.server
 import json
 import os
 import socket
+import sqlite3
 import threading
+from contextlib import closing
 
 import mlflow
 import pytest
@@ -97,8 +100,8 @@ def test_a_shown_uri_has_no_secret(monkeypatch):
 # -- checks before the start ----------------------------------------------------------------------
 
 
-def refused(uri, folder="build/nowhere"):
-    with pytest.raises(ConfigError) as caught:
+def refused(uri, folder="build/nowhere", kind=ConfigError):
+    with pytest.raises(kind) as caught:
         tracking.check_tracking(config_for(uri, folder))
     message = str(caught.value)
     assert message.startswith("tracking.uri")
@@ -123,9 +126,22 @@ def test_a_server_that_answers_is_fine(server):
     assert tracking.check_tracking(config_for(server(200) + "/")) is None
 
 
-@pytest.mark.parametrize("status", [404, 401, 500])
-def test_a_server_that_answers_with_an_error_is_refused(server, status):
-    assert f"(it answered {status})" in refused(server(status))
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, ConfigError), (401, ConfigError), (500, StageError), (503, StageError)],
+)
+def test_a_server_that_answers_with_an_error_is_refused(server, status, kind):
+    assert f"(it answered {status})" in refused(server(status), kind=kind)
+
+
+def test_a_server_that_goes_away_before_the_user_is_known_is_no_wrong_password(server):
+    asked = []
+
+    def answer(path, headers):
+        asked.append(path)
+        return 200 if path == "/health" else 401 if len(asked) == 2 else 503
+
+    assert "does not answer" in refused(server(answer), kind=StageError)
 
 
 @pytest.mark.parametrize("user", ["", "me", "you"])
@@ -146,7 +162,7 @@ def test_a_user_whom_the_server_does_not_know_is_refused(server, monkeypatch, us
 
 
 def test_a_server_that_is_not_there_is_refused(closed_port):
-    message = refused(f"http://me:s3cret@127.0.0.1:{closed_port}")
+    message = refused(f"http://me:s3cret@127.0.0.1:{closed_port}", kind=StageError)
     assert f"no MLflow server at http://me:***@127.0.0.1:{closed_port} (ConnectionError)" in message
     assert "start it with `mlflow server`" in message
 
@@ -159,19 +175,52 @@ def test_an_address_that_is_none_is_refused(uri):
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("uri", "kind"),
     [
-        "postgresql://me:s3cret@127.0.0.1:1/db",
-        "postgresql://me:s3/cret@127.0.0.1:1/db",
-        "postgresql://me:s3cret@127.0.0.1:port/db",
-        "mysql+pymysql://me:s3cret@127.0.0.1:1/db",
-        "mssql://me:s3cret@127.0.0.1/db",
+        ("postgresql+psycopg2://me:s3cret@127.0.0.1:1/db", StageError),
+        ("postgresql+psycopg2://me:s3/cret@127.0.0.1:1/db", StageError),
+        ("postgresql://me:s3cret@127.0.0.1:port/db", ConfigError),
+        ("mysql+pymysql://me:s3cret@127.0.0.1:1/db", ConfigError),
+        ("mssql://me:s3cret@127.0.0.1/db", ConfigError),
     ],
 )
-def test_a_database_that_cannot_be_reached_is_refused(uri):
-    message = refused(uri)
+def test_a_database_that_cannot_be_reached_is_refused(uri, kind):
+    message = refused(uri, kind=kind)
     assert "tracking.uri: cannot connect to" in message
     assert "check the address and the driver" in message
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ('FATAL:  password authentication failed for user "me"', ConfigError),
+        ('FATAL:  database "db" does not exist', ConfigError),
+        ("fe_sendauth: no password supplied", ConfigError),
+        ("(1045, \"Access denied for user 'me'\")", ConfigError),
+        ("FATAL:  the database system is starting up", StageError),
+        ("FATAL:  sorry, too many clients already", StageError),
+        ("could not translate host name", StageError),
+    ],
+)
+def test_a_database_that_is_away_is_no_mistake_of_the_user(monkeypatch, said, kind):
+    import sqlalchemy
+
+    class Engine:
+        def connect(self):
+            raise sqlalchemy.exc.OperationalError("connect", {}, Exception(said))
+
+    monkeypatch.setattr(sqlalchemy, "create_engine", lambda uri: Engine())
+    refused("postgresql://me:s3cret@host/db", kind=kind)
+
+
+def test_a_local_database_that_is_in_use_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+    path = tmp_path / "mlflow.db"
+    connect = functools.partial(sqlite3.connect, timeout=0.05)
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    with closing(connect(path)) as other:
+        other.execute("CREATE TABLE runs (id)")
+        other.execute("BEGIN EXCLUSIVE")
+        assert "is busy: database is locked" in refused(f"sqlite:///{path}", kind=StageError)
 
 
 def test_a_local_database_may_be_new_or_there(tmp_path):

@@ -42,10 +42,6 @@ CASES = {
         ["--data.videos", "{}/videos", "--output.dir", "{}/videos/out"],
         "output.dir must not be inside data.videos",
     ),
-    "no server": (
-        ["--data.videos", "{}/videos", "--tracking.uri", "http://127.0.0.1:9"],
-        "no MLflow server at http://127.0.0.1:9",
-    ),
     "unknown store": (
         ["--data.videos", "{}/videos", "--tracking.uri", "ftp://nowhere"],
         "tracking.uri must be",
@@ -77,6 +73,16 @@ def test_mistakes_end_with_code_2_before_anything_is_written(folders, capfd, nam
     assert message in err
     assert "Traceback" not in err
     assert out == ""
+    assert sorted(folders.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["run", "retrain"])
+def test_a_server_that_is_away_ends_with_code_1_before_anything_is_written(folders, capfd, command):
+    before = sorted(folders.rglob("*"))
+    places = ("--data.videos", f"{folders}/videos", "--output.dir", f"{folders}/out")
+    code, _, err = run(capfd, command, *places, "--tracking.uri", "http://127.0.0.1:9")
+    assert code == 1
+    assert "no MLflow server at http://127.0.0.1:9" in err
     assert sorted(folders.rglob("*")) == before
 
 

@@ -7,6 +7,7 @@ import torch
 
 from cil.errors import ConfigError, DataError, StageError
 from pipelines import train, train_worker
+from pipelines.report import RunReport
 from pipelines.shard_reader import ShardReader
 from pipelines.shards import tar_name
 from pipelines.train import train_identity
@@ -240,12 +241,27 @@ def test_a_fault_of_the_data_set_leaves_the_checkpoint_alone(config, tmp_path, f
 def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path):
     """It goes on to the check of the shards, which fails here: the report did not stop it."""
     folder = tmp_path / "run" / "train"
-    folder.mkdir()
-    (folder / "report.json").write_text(json.dumps({"inputs": {"identity": "other"}}))
+    RunReport(
+        stage="train",
+        reused=False,
+        inputs={"identity": "other"},
+        outputs={},
+        metrics={},
+        seconds=1.0,
+    ).save(folder / "report.json")
     (tmp_path / "run" / "dataset" / tar_name("shard-000000")).unlink()
     with pytest.raises(DataError, match="is missing; run encode again"):
         run_without_ray(config)
     assert len(ShardReader(tmp_path / "run" / "dataset")) == 5
+
+
+@pytest.mark.parametrize("content", ["{}", "[]"])
+def test_a_damaged_report_of_before_is_named(config, tmp_path, content):
+    folder = tmp_path / "run" / "train"
+    folder.mkdir()
+    (folder / "report.json").write_text(content)
+    with pytest.raises(DataError, match=r"report\.json is damaged: stage is missing"):
+        run_without_ray(config)
 
 
 # -- guards ---------------------------------------------------------------------------------------

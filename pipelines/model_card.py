@@ -10,12 +10,14 @@ from pipelines import tracking
 from pipelines.config import RunConfig
 from pipelines.gate.rules import Decision
 from pipelines.storage import write_atomic
+from pipelines.tracking.registered_model import LONGEST_TEXT
 from pipelines.tracking.versions import ModelVersion, describe_version
 
 __all__ = ["CARD_FILE", "publish_model_card"]
 
 CARD_FILE = "model_card.md"
 _NOT_STATED = "not stated"
+_THE_REST = f"the rest is in {CARD_FILE}"
 
 
 def publish_model_card(
@@ -27,6 +29,9 @@ def publish_model_card(
     parent: str | None = None,
 ) -> Path:
     """Write the card of a version, make it its description, and send it to the training's run.
+
+    A description holds 5000 signs: of a longer card it has the first lines, and says where the rest
+    is.
 
     Args:
         config: the run; its section card says what no measurement can.
@@ -43,7 +48,7 @@ def publish_model_card(
     """
     text = "\n".join(_lines(config, version, decision, parent))
     write_atomic(path, text.encode())
-    describe_version(config, version.version, text)
+    describe_version(config, version.version, _description(text))
     tracking.log_files(tracking.tracking_uri(config), version.run_id, [path])
     return path
 
@@ -115,6 +120,15 @@ def _lines(
         "motion. The model knows what its training data show and nothing else."
     )
     yield ""
+
+
+def _description(text: str) -> str:
+    """Cut a card to what the registry takes, at the end of a line if there is one."""
+    text = text.replace("\0", "")
+    if len(text) <= LONGEST_TEXT:
+        return text
+    kept, _, _ = text[: LONGEST_TEXT - len(_THE_REST) - 1].rpartition("\n")
+    return f"{kept}\n\n{_THE_REST}"
 
 
 def _sizes(config: RunConfig) -> str:

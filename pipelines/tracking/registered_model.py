@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.tracking.client import client_of, explained
 from pipelines.tracking.store import tracking_uri
 
-__all__ = ["LONGEST_TAG", "LONGEST_TEXT", "model_of", "registry"]
+__all__ = ["LONGEST_TAG", "LONGEST_TEXT", "missing_database", "model_of", "registry"]
 
 LONGEST_TAG = 5000
 """Of a tag of a model or version, in signs: the column in Postgres; sqlite does not enforce it."""
@@ -29,6 +30,12 @@ def registry(config: RunConfig, doing: str) -> Iterator[Any]:
     client = client_of(uri)
     with explained(doing, uri):
         yield client
+
+
+def missing_database(config: RunConfig) -> Path | None:
+    """Return the file of a local store that is not there yet: whoever asks MLflow makes it."""
+    path = tracking_uri(config).partition("sqlite:///")[2]
+    return Path(path) if path and not Path(path).exists() else None
 
 
 def model_of(client: Any, name: str) -> Any:

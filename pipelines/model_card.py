@@ -3,12 +3,14 @@
 It becomes the description of the version in the registry and an artifact of its MLflow run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from pipelines import tracking
 from pipelines.config import RunConfig
 from pipelines.gate.rules import Decision
+from pipelines.source_commit import COMMIT_TAG, DIRTY_TAG
 from pipelines.storage import write_atomic
 from pipelines.tracking.registered_model import LONGEST_TEXT
 from pipelines.tracking.versions import ModelVersion, describe_version
@@ -73,6 +75,7 @@ def _lines(
         "Family": tags.get("family", config.model.family),
         "Began from": "fresh or published weights" if parent is None else f"version {parent}",
         "Data set": tags.get("manifest_fingerprint", _NOT_STATED),
+        "Code": _code(tags),
         "MLflow run": version.run_id,
     }
     for name, value in rows.items():
@@ -113,6 +116,15 @@ def _lines(
             "or another training. See docs/evaluation.md for what each number means."
         )
     yield ""
+    files = [name for name in tracking.artifacts_of(config, version.run_id) if name != CARD_FILE]
+    if files:
+        yield "## Evidence"
+        yield ""
+        yield "Pages, pictures and videos, as artifacts of the MLflow run:"
+        yield ""
+        for name in files:
+            yield f"- [{name}]({quote(name)})"
+        yield ""
     yield "## Limits"
     yield ""
     yield card.limitations or (
@@ -129,6 +141,12 @@ def _description(text: str) -> str:
         return text
     kept, _, _ = text[: LONGEST_TEXT - len(_THE_REST) - 1].rpartition("\n")
     return f"{kept}\n\n{_THE_REST}"
+
+
+def _code(tags: Mapping[str, str]) -> str | None:
+    commit = tags.get(COMMIT_TAG)
+    changed = tags.get(DIRTY_TAG) == "true"
+    return f"commit {commit}, with changes" if commit and changed else commit and f"commit {commit}"
 
 
 def _sizes(config: RunConfig) -> str:

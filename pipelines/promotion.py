@@ -30,9 +30,9 @@ from pipelines.tracking.versions import (
     ModelVersion,
     aliased,
     find_version,
+    judge_version,
     move_alias,
     remove_alias,
-    tag_version,
     versions_of,
 )
 
@@ -194,12 +194,13 @@ def _go_on(config: RunConfig, move: Mapping[str, Any]) -> None:
     if promotes:
         chosen = find_version(config, version)
         if chosen is not None and chosen.tags.get(GATE_TAG) == _ROLLED_BACK:
-            tag_version(config, version, {GATE_TAG: _FORCED})
+            judge_version(config, chosen, {GATE_TAG: _FORCED})
         if _version(config, ALIAS) == version:
             remove_alias(config, ALIAS)
     else:
-        if find_version(config, leaving) is not None:
-            tag_version(config, leaving, {GATE_TAG: _ROLLED_BACK})
+        left = find_version(config, leaving)
+        if left is not None:
+            judge_version(config, left, {GATE_TAG: _ROLLED_BACK})
         _set_previous(config, then)
     add_history(config, move["number"], entry)
     end_move(config)

@@ -12,6 +12,8 @@ from cil.errors import StageError
 from pipelines.config import RunConfig
 from pipelines.tracking.moves import history
 from pipelines.tracking.registered_model import LONGEST_TAG, model_of, registry
+from pipelines.tracking.runs import set_tag
+from pipelines.tracking.store import tracking_uri
 
 __all__ = [
     "ModelVersion",
@@ -19,6 +21,7 @@ __all__ = [
     "describe_version",
     "find_version",
     "history",
+    "judge_version",
     "move_alias",
     "remove_alias",
     "tag_version",
@@ -34,7 +37,7 @@ class ModelVersion:
     name: str
     version: str
     run_id: str
-    """MLflow run of its training."""
+    """MLflow run of its training; empty for a version that somebody made without one."""
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
     created: datetime
@@ -131,6 +134,21 @@ def tag_version(config: RunConfig, version: str, tags: Mapping[str, str]) -> Non
             )
 
 
+def judge_version(config: RunConfig, version: ModelVersion, tags: Mapping[str, str]) -> None:
+    """Set what was found of a version as its tags, and before that as tags of its training's run.
+
+    A run that is gone, or cannot be tagged, is only logged.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    if version.run_id:
+        for key, value in tags.items():
+            set_tag(uri, version.run_id, key, value)
+    tag_version(config, version.version, tags)
+
+
 def describe_version(config: RunConfig, version: str, text: str) -> None:
     """Set the description of a version, in markdown.
 
@@ -152,7 +170,7 @@ def _version(found: Any, aliases: Mapping[str, str]) -> ModelVersion:
     return ModelVersion(
         name=found.name,
         version=version,
-        run_id=str(found.run_id),
+        run_id=str(found.run_id or ""),
         tags=dict(found.tags),
         aliases=tuple(sorted(key for key, value in aliases.items() if value == version)),
         created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),

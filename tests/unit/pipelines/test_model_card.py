@@ -81,3 +81,17 @@ def test_a_long_card_is_cut_for_the_description_alone(config, version, tmp_path,
     kept = shown.removesuffix("\n\nthe rest is in model_card.md")
     assert text.replace("\0", "").startswith(kept)
     assert "\0" not in shown
+
+
+def test_the_files_of_the_run_and_its_commit_stand_on_it(config, version, tmp_path):
+    (tmp_path / "leak report.html").write_text("x")
+    client = client_of(config.tracking.uri)
+    client.log_artifact(version.run_id, str(tmp_path / "leak report.html"))
+    text = publish_model_card(config, version, tmp_path / CARD_FILE).read_text()
+    assert "- [leak report.html](leak%20report.html)" in text
+    assert CARD_FILE not in text
+    assert "| Code | not stated |" in text
+    tags = {**version.tags, "git_commit": "c0ffee", "git_dirty": "true"}
+    known = dataclasses.replace(version, tags=tags)
+    text = publish_model_card(config, known, tmp_path / CARD_FILE).read_text()
+    assert "| Code | commit c0ffee, with changes |" in text

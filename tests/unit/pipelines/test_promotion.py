@@ -114,7 +114,7 @@ class Killed(BaseException):
     pass
 
 
-STEPS = ("begin_move", "move_alias", "remove_alias", "tag_version", "add_history", "end_move")
+STEPS = ("begin_move", "move_alias", "remove_alias", "judge_version", "add_history", "end_move")
 
 
 def killed_at(monkeypatch, count):
@@ -300,3 +300,23 @@ def test_a_version_that_is_not_there_is_a_mistake(config, version):
     with pytest.raises(ConfigError, match=f"has no version {version}; `cil status` lists"):
         promote(config, version, reason="x", force=True)
     assert aliases(config) == {"challenger": "3"}
+
+
+def test_the_run_of_a_version_is_tagged_with_what_becomes_of_it(config):
+    client, name = client_of(config.tracking.uri), config.tracking.model_name
+    run = client.create_run("0", tags={GATE_TAG: "pending"}).info.run_id
+    made = client.create_model_version(
+        name, "file:///nowhere", run_id=run, tags={GATE_TAG: "pending"}
+    )
+    version = versions.version_of(config, str(made.version))
+    versions.judge_version(config, version, {GATE_TAG: "passed", "gate_reason": "fewer leaks"})
+    tags = client.get_run(run).data.tags
+    assert (tags[GATE_TAG], tags["gate_reason"]) == ("passed", "fewer leaks")
+    promote(config, "1", reason="x")
+    promote(config, version.version, reason="x")
+    client.delete_run(run)
+    roll_back(config, reason="x")
+    assert versions.version_of(config, version.version).tags[GATE_TAG] == "rolled back"
+    client.restore_run(run)
+    promote(config, version.version, reason="x", force=True)
+    assert client.get_run(run).data.tags[GATE_TAG] == "forced"

@@ -16,7 +16,7 @@ COMMANDS = {
     "retrain": "the scheduled run: encode, and if there is something new train, judge and promote",
     "promote": "make a version of the registered model the champion",
     "rollback": "return to the champion before",
-    "status": "versions, aliases and history of the registered model, and the last scheduled run",
+    "status": "versions, aliases and history of the registered model, and the last night",
     "import": "a published checkpoint to a model folder",
     "export": "a checkpoint of a training to a model folder, or to the published layout",
     "plan": "what encoding would keep, drop and take, or training need, without doing it",

@@ -49,6 +49,7 @@ from pipelines.settings import (
     TrackingConfig,
     TrainConfig,
     ValidateConfig,
+    tracking_mistakes,
 )
 from pipelines.shown_text import redact_uri, shortened
 from pipelines.yaml_file import read_mapping
@@ -156,6 +157,8 @@ def _cross_checks(config: RunConfig) -> Iterator[str]:
         )
     for mistake in leak_mistakes(config.leak):
         yield f"leak.{mistake}"
+    for mistake in tracking_mistakes(config.tracking):
+        yield f"tracking.{mistake}"
     yield from model_mistakes(config.model)
     yield from noise_mistakes(config.model, config.time_noise, config.train.condition_dropout)
     yield from told_mistakes(

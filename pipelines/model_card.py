@@ -3,19 +3,23 @@
 It becomes the description of the version in the registry and an artifact of its MLflow run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from pipelines import tracking
 from pipelines.config import RunConfig
 from pipelines.gate.rules import Decision
+from pipelines.source_commit import COMMIT_TAG, DIRTY_TAG
 from pipelines.storage import write_atomic
+from pipelines.tracking.registered_model import LONGEST_TEXT
 from pipelines.tracking.versions import ModelVersion, describe_version
 
 __all__ = ["CARD_FILE", "publish_model_card"]
 
 CARD_FILE = "model_card.md"
 _NOT_STATED = "not stated"
+_THE_REST = f"the rest is in {CARD_FILE}"
 
 
 def publish_model_card(
@@ -27,6 +31,9 @@ def publish_model_card(
     parent: str | None = None,
 ) -> Path:
     """Write the card of a version, make it its description, and send it to the training's run.
+
+    A description holds 5000 signs: of a longer card it has the first lines, and says where the rest
+    is.
 
     Args:
         config: the run; its section card says what no measurement can.
@@ -43,7 +50,7 @@ def publish_model_card(
     """
     text = "\n".join(_lines(config, version, decision, parent))
     write_atomic(path, text.encode())
-    describe_version(config, version.version, text)
+    describe_version(config, version.version, _description(text))
     tracking.log_files(tracking.tracking_uri(config), version.run_id, [path])
     return path
 
@@ -68,6 +75,7 @@ def _lines(
         "Family": tags.get("family", config.model.family),
         "Began from": "fresh or published weights" if parent is None else f"version {parent}",
         "Data set": tags.get("manifest_fingerprint", _NOT_STATED),
+        "Code": _code(tags),
         "MLflow run": version.run_id,
     }
     for name, value in rows.items():
@@ -108,6 +116,15 @@ def _lines(
             "or another training. See docs/evaluation.md for what each number means."
         )
     yield ""
+    files = [name for name in tracking.artifacts_of(config, version.run_id) if name != CARD_FILE]
+    if files:
+        yield "## Evidence"
+        yield ""
+        yield "Pages, pictures and videos, as artifacts of the MLflow run:"
+        yield ""
+        for name in files:
+            yield f"- [{name}]({quote(name)})"
+        yield ""
     yield "## Limits"
     yield ""
     yield card.limitations or (
@@ -115,6 +132,21 @@ def _lines(
         "motion. The model knows what its training data show and nothing else."
     )
     yield ""
+
+
+def _description(text: str) -> str:
+    """Cut a card to what the registry takes, at the end of a line if there is one."""
+    text = text.replace("\0", "")
+    if len(text) <= LONGEST_TEXT:
+        return text
+    kept, _, _ = text[: LONGEST_TEXT - len(_THE_REST) - 1].rpartition("\n")
+    return f"{kept}\n\n{_THE_REST}"
+
+
+def _code(tags: Mapping[str, str]) -> str | None:
+    commit = tags.get(COMMIT_TAG)
+    changed = tags.get(DIRTY_TAG) == "true"
+    return f"commit {commit}, with changes" if commit and changed else commit and f"commit {commit}"
 
 
 def _sizes(config: RunConfig) -> str:

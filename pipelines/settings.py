@@ -3,10 +3,14 @@
 A default is written here once and nowhere else; the docstring under a field is its help.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from pipelines.shown_text import shortened
 
 __all__ = [
     "STRICT",
@@ -21,7 +25,11 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "ValidateConfig",
+    "tracking_mistakes",
 ]
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_LONGEST_EXPERIMENT = 250
 
 STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -294,10 +302,28 @@ class TrackingConfig:
     experiment: str = "conditional-image-leakage"
     """MLflow experiment."""
     model_name: str = "tiny-i2v"
-    """Name of the registered model."""
+    """Name of the registered model: letters of ASCII, digits, dots, dashes and underscores, at most
+    200, and first a letter or digit."""
     system_metrics_s: Annotated[float, Ge(0)] = 5.0
     """Seconds between records of the driver machine's load, memory, disk, network and GPUs during
     training; 0 records none."""
+
+
+def tracking_mistakes(own: TrackingConfig) -> Iterator[str]:
+    """Say what is wrong with the names, one line each, without the section's name.
+
+    A model's name becomes part of models:/NAME@ALIAS, of filters and of URLs.
+    """
+    if not _MODEL_NAME.fullmatch(own.model_name):
+        yield (
+            "model_name must be letters (a-z, A-Z), digits, dots, dashes and underscores, at most "
+            f"200, and begin with a letter or digit, got {shortened(repr(own.model_name))}"
+        )
+    if not own.experiment.strip() or len(own.experiment) > _LONGEST_EXPERIMENT:
+        yield (
+            f"experiment must have 1 to {_LONGEST_EXPERIMENT} signs, got "
+            f"{shortened(repr(own.experiment))}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from pipelines.tracking.metrics import (
 )
 from pipelines.tracking.registry import ALIAS, RegisteredModel, download_model, register_model
 from pipelines.tracking.runs import (
+    artifacts_of,
     finish_run,
     has_run,
     log_files,
@@ -34,6 +35,7 @@ __all__ = [
     "MLFLOW_FOLDER",
     "MetricsSender",
     "RegisteredModel",
+    "artifacts_of",
     "check_tracking",
     "download_model",
     "finish_run",

@@ -10,10 +10,13 @@ from typing import Any
 
 from cil.errors import StageError
 from pipelines.config import redact_uri
+from pipelines.shown_text import shortened
 
-__all__ = ["client_of", "explained", "sent", "store_of_process", "tracking_errors"]
+__all__ = ["client_of", "explained", "reason_of", "sent", "store_of_process", "tracking_errors"]
 
 _log = logging.getLogger(__name__)
+_STATEMENT = ("[SQL:", "[parameters:", "(Background on this error")
+_NOISE = "raised as a result of Query-invoked autoflush"
 
 
 def client_of(uri: str) -> Any:
@@ -45,11 +48,23 @@ def explained(doing: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (mlflow.MlflowException, requests.RequestException) as error:
-        reason = redact_uri(str(error).splitlines()[0])
         raise StageError(
-            f"MLflow at {redact_uri(uri)} failed while {doing}: {reason}; when it works again, run "
-            "the same command to go on"
+            f"MLflow at {redact_uri(uri)} failed while {doing}: {reason_of(error)}; when it works "
+            "again, run the same command to go on"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one line, without secrets, what is wrong by an error of MLflow or of its database.
+
+    SQLAlchemy may say first that a query has written what was waiting, and after the reason it
+    repeats the statement with all of its values.
+    """
+    text = str(error)
+    for start in _STATEMENT:
+        text = text.partition(start)[0]
+    lines = [line.strip() for line in text.splitlines() if _NOISE not in line]
+    return shortened(" ".join(line for line in lines if line)) or type(error).__name__
 
 
 def tracking_errors() -> tuple[type[Exception], ...]:
@@ -66,8 +81,8 @@ def sent(uri: str, send: Callable[[Any], None], what: str) -> bool:
     try:
         send(client)
     except tracking_errors() as error:
-        reason = redact_uri(str(error).partition("\n")[0])
-        _log.warning("%s not sent, MLflow at %s failed: %s", what, redact_uri(uri), reason)
+        shown = redact_uri(uri)
+        _log.warning("%s not sent, MLflow at %s failed: %s", what, shown, reason_of(error))
         return False
     return True
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cil.errors import StageError
 from pipelines.config import RunConfig, redact_uri
+from pipelines.source_commit import COMMIT_TAG, DIRTY_TAG
 from pipelines.storage import read_json
 from pipelines.tracking.client import client_of, explained, store_of_process
 from pipelines.tracking.store import tracking_uri
@@ -39,7 +40,7 @@ def register_model(
         folder: complete model folder.
         identity: hash of the model; a version that has it already is returned, not made again.
         input_example: (H, W, 3) uint8 image.
-        tags: tags of the version.
+        tags: tags of the version, which also gets the commit that the run began with.
         metrics: logged to the run.
         alias: taken from the version that had it; None leaves the aliases as they are.
 
@@ -67,7 +68,7 @@ def register_model(
                 name,
                 logged.model_uri,
                 run_id=run_id,
-                tags={**tags, "model_identity": identity},
+                tags={**_commit_of(client, run_id), **tags, "model_identity": identity},
                 model_id=logged.model_id,
             )
             version = str(made.version)
@@ -80,6 +81,11 @@ def register_model(
         "alias": alias or "",
         "run_id": run_id,
     }
+
+
+def _commit_of(client: Any, run_id: str) -> dict[str, str]:
+    known = client.get_run(run_id).data.tags
+    return {name: known[name] for name in (COMMIT_TAG, DIRTY_TAG) if name in known}
 
 
 def _find_version(client: Any, name: str, identity: str) -> str | None:

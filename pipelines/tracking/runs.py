@@ -9,11 +9,12 @@ from typing import Any
 from pipelines.config import RunConfig, dataset_of, redact_uri
 from pipelines.records import Manifest
 from pipelines.remote import shown_url
+from pipelines.source_commit import source_commit
 from pipelines.storage import read_json, write_json
 from pipelines.tracking.client import client_of, explained, sent
 from pipelines.tracking.store import tracking_uri
 
-__all__ = ["finish_run", "has_run", "log_files", "set_tag", "start_run", "tag_run"]
+__all__ = ["artifacts_of", "finish_run", "has_run", "log_files", "set_tag", "start_run", "tag_run"]
 
 _LONGEST_TAG = 5000
 
@@ -52,6 +53,7 @@ def start_run(config: RunConfig, folder: Path, manifest: Manifest, identity: str
                 "train_identity": identity,
                 "manifest_fingerprint": manifest.fingerprint,
                 "seed": str(config.seed),
+                **source_commit(),
             },
         )
         run_id = str(run.info.run_id)
@@ -140,6 +142,18 @@ def log_files(uri: str, run_id: str, paths: Iterable[Path]) -> bool:
             client.log_artifact(run_id, str(path))
 
     return sent(uri, send, "files")
+
+
+def artifacts_of(config: RunConfig, run_id: str) -> list[str]:
+    """List what a run holds at its top, folders with a slash; empty where that cannot be said."""
+    found: list[str] = []
+
+    def look(client: Any) -> None:
+        listed = client.list_artifacts(run_id)
+        found.extend(f"{item.path}/" if item.is_dir else item.path for item in listed)
+
+    sent(tracking_uri(config), look, "the question for files")
+    return sorted(found)
 
 
 def set_tag(uri: str, run_id: str, name: str, value: str) -> bool:

@@ -1,38 +1,33 @@
-"""Versions of the registered model: their tags, their aliases, and the history of the aliases.
+"""Versions of the registered model: their tags and their aliases.
 
-The history stands as tags of the registered model, one entry each, so that it lives where the
-aliases live. MLflow has no compare-and-swap: whoever moves aliases holds a lock.
+MLflow has no compare-and-swap: whoever moves aliases holds a lock.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from cil.errors import StageError
 from pipelines.config import RunConfig
-from pipelines.tracking.client import client_of, explained
+from pipelines.tracking.moves import history
+from pipelines.tracking.registered_model import LONGEST_TAG, model_of, registry
+from pipelines.tracking.runs import set_tag
 from pipelines.tracking.store import tracking_uri
 
 __all__ = [
     "ModelVersion",
-    "add_history",
     "aliased",
     "describe_version",
+    "find_version",
     "history",
+    "judge_version",
     "move_alias",
     "remove_alias",
     "tag_version",
     "version_of",
     "versions_of",
 ]
-
-_ENTRY = "history."
-_LONGEST_TAG = 5000
-# A server with users says PERMISSION_DENIED of what is not there, but to administrators.
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +37,7 @@ class ModelVersion:
     name: str
     version: str
     run_id: str
-    """MLflow run of its training."""
+    """MLflow run of its training; empty for a version that somebody made without one."""
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
     created: datetime
@@ -54,14 +49,6 @@ class ModelVersion:
         return f"models:/{self.name}/{self.version}"
 
 
-@contextmanager
-def _registry(config: RunConfig, doing: str) -> Iterator[Any]:
-    uri = tracking_uri(config)
-    client = client_of(uri)
-    with explained(doing, uri):
-        yield client
-
-
 def versions_of(config: RunConfig) -> list[ModelVersion]:
     """Return all versions of the run's registered model, the newest first; none if it is not there.
 
@@ -69,7 +56,7 @@ def versions_of(config: RunConfig) -> list[ModelVersion]:
         StageError: MLflow failed.
     """
     name = config.tracking.model_name
-    with _registry(config, "listing versions") as client:
+    with registry(config, "listing versions") as client:
         aliases = _aliases(client, name)
         found = client.search_model_versions(f"name='{name}'")
     versions = [_version(each, aliases) for each in found]
@@ -83,7 +70,7 @@ def aliased(config: RunConfig, alias: str) -> ModelVersion | None:
         StageError: MLflow failed.
     """
     name = config.tracking.model_name
-    with _registry(config, f"looking for the alias {alias}") as client:
+    with registry(config, f"looking for the alias {alias}") as client:
         aliases = _aliases(client, name)
         if alias not in aliases:
             return None
@@ -96,11 +83,20 @@ def version_of(config: RunConfig, version: str) -> ModelVersion:
     Raises:
         StageError: there is none, or MLflow failed.
     """
-    for each in versions_of(config):
-        if each.version == version:
-            return each
-    name = config.tracking.model_name
-    raise StageError(f"{name} has no version {version}; `cil status` lists what there is")
+    found = find_version(config, version)
+    if found is None:
+        name = config.tracking.model_name
+        raise StageError(f"{name} has no version {version}; `cil status` lists what there is")
+    return found
+
+
+def find_version(config: RunConfig, version: str) -> ModelVersion | None:
+    """Return a version by its number; None if there is none.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    return next((each for each in versions_of(config) if each.version == version), None)
 
 
 def move_alias(config: RunConfig, alias: str, version: str) -> None:
@@ -109,7 +105,7 @@ def move_alias(config: RunConfig, alias: str, version: str) -> None:
     Raises:
         StageError: MLflow failed.
     """
-    with _registry(config, f"moving the alias {alias}") as client:
+    with registry(config, f"moving the alias {alias}") as client:
         client.set_registered_model_alias(config.tracking.model_name, alias, version)
 
 
@@ -120,7 +116,7 @@ def remove_alias(config: RunConfig, alias: str) -> None:
         StageError: MLflow failed.
     """
     name = config.tracking.model_name
-    with _registry(config, f"removing the alias {alias}") as client:
+    with registry(config, f"removing the alias {alias}") as client:
         if alias in _aliases(client, name):
             client.delete_registered_model_alias(name, alias)
 
@@ -131,11 +127,26 @@ def tag_version(config: RunConfig, version: str, tags: Mapping[str, str]) -> Non
     Raises:
         StageError: MLflow failed.
     """
-    with _registry(config, "tagging a version") as client:
+    with registry(config, "tagging a version") as client:
         for key, value in tags.items():
             client.set_model_version_tag(
-                config.tracking.model_name, version, key, value[:_LONGEST_TAG]
+                config.tracking.model_name, version, key, value[:LONGEST_TAG]
             )
+
+
+def judge_version(config: RunConfig, version: ModelVersion, tags: Mapping[str, str]) -> None:
+    """Set what was found of a version as its tags, and before that as tags of its training's run.
+
+    A run that is gone, or cannot be tagged, is only logged.
+
+    Raises:
+        StageError: MLflow failed.
+    """
+    uri = tracking_uri(config)
+    if version.run_id:
+        for key, value in tags.items():
+            set_tag(uri, version.run_id, key, value)
+    tag_version(config, version.version, tags)
 
 
 def describe_version(config: RunConfig, version: str, text: str) -> None:
@@ -144,51 +155,13 @@ def describe_version(config: RunConfig, version: str, text: str) -> None:
     Raises:
         StageError: MLflow failed.
     """
-    with _registry(config, "describing a version") as client:
+    with registry(config, "describing a version") as client:
         client.update_model_version(config.tracking.model_name, version, description=text)
-
-
-def add_history(config: RunConfig, entry: Mapping[str, Any]) -> None:
-    """Append what was done with the aliases; the entry must be small.
-
-    Raises:
-        StageError: MLflow failed.
-    """
-    number = len(history(config))
-    text = json.dumps(dict(entry), sort_keys=True)
-    if len(text) > _LONGEST_TAG:
-        raise StageError(f"an entry of the history has {len(text)} signs, at most {_LONGEST_TAG}")
-    with _registry(config, "writing the history") as client:
-        name = config.tracking.model_name
-        client.set_registered_model_tag(name, f"{_ENTRY}{number:06d}", text)
-
-
-def history(config: RunConfig) -> list[dict[str, Any]]:
-    """Return what was done with the aliases, the oldest first.
-
-    Raises:
-        StageError: MLflow failed.
-    """
-    with _registry(config, "reading the history") as client:
-        model = _model(client, config.tracking.model_name)
-    tags = {} if model is None else model.tags
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_ENTRY)]
-
-
-def _model(client: Any, name: str) -> Any:
-    import mlflow
-
-    try:
-        return client.get_registered_model(name)
-    except mlflow.MlflowException as error:
-        if error.error_code in _NOT_THERE:
-            return None
-        raise
 
 
 def _aliases(client: Any, name: str) -> dict[str, str]:
     """Map aliases to versions; the number is an int in a database and text over HTTP."""
-    model = _model(client, name)
+    model = model_of(client, name)
     return {} if model is None else {key: str(value) for key, value in model.aliases.items()}
 
 
@@ -197,7 +170,7 @@ def _version(found: Any, aliases: Mapping[str, str]) -> ModelVersion:
     return ModelVersion(
         name=found.name,
         version=version,
-        run_id=str(found.run_id),
+        run_id=str(found.run_id or ""),
         tags=dict(found.tags),
         aliases=tuple(sorted(key for key, value in aliases.items() if value == version)),
         created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),

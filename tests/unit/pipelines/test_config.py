@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from cil.errors import ConfigError
+from pipelines.command_settings import overridden
 from pipelines.config import (
     RunConfig,
     config_to_yaml,
@@ -373,3 +374,25 @@ def test_an_empty_environment_variable_counts_as_unset(monkeypatch):
     assert environment("CIL_TEST_VARIABLE") == "x"
     monkeypatch.delenv("CIL_TEST_VARIABLE")
     assert environment("CIL_TEST_VARIABLE") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "a/b", "o'brien", ":", "a:b", "a@b", "-a", ".", "a b", "\u00fc", "a\n", "a" * 201],
+)
+def test_a_name_that_no_registry_takes_is_a_mistake(mistakes, name):
+    (line,) = mistakes(f"tracking: {json.dumps({'model_name': name})}")[1:]
+    assert line.startswith("  tracking.model_name must be letters (a-z, A-Z), digits, dots, dashes")
+    with pytest.raises(ConfigError, match=r"tracking\.model_name must be letters"):
+        overridden("train", RunConfig(), [f"--tracking.model-name={name}"])
+
+
+@pytest.mark.parametrize("name", ["tiny-i2v", "A", "7", "svd_1024.v2-", "a" * 200])
+def test_a_usual_name_of_a_model_is_none(name):
+    assert validate_config({"tracking": {"model_name": name}}, source="test").tracking
+
+
+@pytest.mark.parametrize("name", ["", " ", "a" * 251])
+def test_an_experiment_has_a_name(mistakes, name):
+    (line,) = mistakes(f"tracking: {json.dumps({'experiment': name})}")[1:]
+    assert line.startswith("  tracking.experiment must have 1 to 250 signs, got ")

@@ -68,3 +68,30 @@ def test_the_gates_decision_stands_on_it_with_numbers(config, version, tmp_path)
     assert "**Refused** against its bounds." in text
     assert "| motion_error | failed | motion error 2 is above its bound 1 |" in text
     assert "| alignment_mse | failed | alignment error is missing: it was not taken |" in text
+
+
+@pytest.mark.parametrize("limits", ["é" * 6000, "one line\n" * 700])
+def test_a_long_card_is_cut_for_the_description_alone(config, version, tmp_path, limits):
+    long = dataclasses.replace(config, card=CardConfig(limitations=limits, description="a\0b"))
+    text = publish_model_card(long, version, tmp_path / CARD_FILE).read_text()
+    assert limits in text
+    shown = client_of(config.tracking.uri).get_model_version("cards", "1").description
+    assert len(shown) <= 5000, "the column in Postgres; sqlite takes more"
+    assert shown.splitlines()[-1] == "the rest is in model_card.md"
+    kept = shown.removesuffix("\n\nthe rest is in model_card.md")
+    assert text.replace("\0", "").startswith(kept)
+    assert "\0" not in shown
+
+
+def test_the_files_of_the_run_and_its_commit_stand_on_it(config, version, tmp_path):
+    (tmp_path / "leak report.html").write_text("x")
+    client = client_of(config.tracking.uri)
+    client.log_artifact(version.run_id, str(tmp_path / "leak report.html"))
+    text = publish_model_card(config, version, tmp_path / CARD_FILE).read_text()
+    assert "- [leak report.html](leak%20report.html)" in text
+    assert CARD_FILE not in text
+    assert "| Code | not stated |" in text
+    tags = {**version.tags, "git_commit": "c0ffee", "git_dirty": "true"}
+    known = dataclasses.replace(version, tags=tags)
+    text = publish_model_card(config, known, tmp_path / CARD_FILE).read_text()
+    assert "| Code | commit c0ffee, with changes |" in text

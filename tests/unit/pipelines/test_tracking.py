@@ -6,6 +6,7 @@ import os
 import socket
 import sqlite3
 import threading
+import types
 from contextlib import closing
 
 import mlflow
@@ -18,6 +19,7 @@ from pipelines.config import RunConfig
 from pipelines.records import FORMAT_VERSION, Manifest
 from pipelines.settings import OutputConfig, TrackingConfig
 from pipelines.storage import read_json
+from pipelines.tracking import registry, runs
 from pipelines.tracking.client import client_of, store_of_process
 from pipelines.tracking.versions import aliased
 
@@ -310,6 +312,37 @@ def test_a_note_of_a_run_that_the_store_does_not_know_is_ignored(store, tmp_path
     (tmp_path / "mlflow_run.json").write_text(json.dumps(note))
     run_id = tracking.start_run(config, tmp_path, MANIFEST, "d" * 64)
     assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_run_and_version_have_the_commit_that_the_training_began_with(store, tmp_path, monkeypatch):
+    config, client = store
+    config = dataclasses.replace(
+        config, tracking=dataclasses.replace(config.tracking, model_name="lineage")
+    )
+    monkeypatch.setattr(runs, "source_commit", lambda: {"git_commit": "c1", "git_dirty": "true"})
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "7" * 64)
+    monkeypatch.setattr(runs, "source_commit", lambda: {"git_commit": "c2", "git_dirty": "false"})
+    assert tracking.start_run(config, tmp_path, MANIFEST, "7" * 64) == run_id
+    logged = types.SimpleNamespace(model_uri="file:///nowhere", model_id=None)
+    monkeypatch.setattr(registry, "_log_model", lambda *_: logged)
+    registered = tracking.register_model(
+        config, run_id, tmp_path, identity="i", input_example=None, tags={"a": "b"}, metrics={}
+    )
+    version = client.get_model_version("lineage", registered["version"])
+    for tags in (client.get_run(run_id).data.tags, version.tags):
+        assert (tags["git_commit"], tags["git_dirty"]) == ("c1", "true")
+    assert version.tags["a"] == "b"
+
+
+def test_what_a_run_holds_is_listed(store, tmp_path):
+    config, client = store
+    run_id = tracking.start_run(config, tmp_path, MANIFEST, "8" * 64)
+    assert tracking.artifacts_of(config, run_id) == []
+    (tmp_path / "report.html").write_text("x")
+    client.log_artifact(run_id, str(tmp_path / "report.html"), artifact_path="deep")
+    client.log_artifact(run_id, str(tmp_path / "report.html"))
+    assert tracking.artifacts_of(config, run_id) == ["deep/", "report.html"]
+    assert tracking.artifacts_of(config, "0" * 32) == []
 
 
 def test_finishing_closes_the_run(store, tmp_path):

@@ -1,7 +1,9 @@
 """Which checkpoints a training has committed; Ray's own snapshot is the truth, not the folders.
 
 A folder may be half written, or left behind by a worker that was lost: what the snapshot does not
-name is not a checkpoint. In: the folder of a training. Out: its checkpoints, oldest first.
+name is not a checkpoint. Ray overwrites its snapshot in place, so there is a copy of it, which is
+read where the snapshot is missing or damaged. Before the first commit the copy names none.
+In: the folder of a training. Out: its checkpoints, oldest first.
 """
 
 import json
@@ -12,13 +14,21 @@ from typing import Any
 
 from cil.errors import DataError
 from pipelines.checkpoint import EMA_FILE
-from pipelines.storage import read_json
 from pipelines.train_state import STATE_FILE
 
-__all__ = ["RAY_FOLDER", "SNAPSHOT", "CommittedCheckpoint", "committed_checkpoints", "run_name"]
+__all__ = [
+    "RAY_FOLDER",
+    "SNAPSHOT",
+    "SNAPSHOT_COPY",
+    "CommittedCheckpoint",
+    "committed_checkpoints",
+    "read_snapshot",
+    "run_name",
+]
 
 RAY_FOLDER = "ray"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+SNAPSHOT_COPY = "last_snapshot.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,28 +70,50 @@ def committed_checkpoints(folder: Path) -> tuple[CommittedCheckpoint, ...]:
         Its checkpoints in the order of their steps; none if there is no snapshot yet.
 
     Raises:
-        DataError: the snapshot is damaged, or names a checkpoint that is not there.
+        DataError: the snapshot is damaged and has no copy, or names a checkpoint that is not there.
     """
     snapshot = folder / SNAPSHOT
-    if not snapshot.exists():
-        return ()
-    raw = read_json(snapshot)
-    try:
-        names = [str(result["checkpoint_dir_name"]) for result in raw["checkpoint_results"]]
-        latest = raw["latest_checkpoint_result"]
-        last = str(latest["checkpoint_dir_name"]) if latest else None
-    except (KeyError, TypeError) as error:
+    content = read_snapshot(snapshot) or read_snapshot(folder / SNAPSHOT_COPY)
+    if content is None:
+        if not snapshot.exists():
+            return ()
         raise DataError(
-            f"{snapshot} is not as Ray writes it ({type(error).__name__}: {error}); was it written "
-            "by another version of Ray?"
-        ) from error
+            f"{snapshot} is not as Ray writes it, so it is not known which checkpoints are "
+            "complete; was it damaged, or written by another version of Ray? Restore it from a "
+            "backup"
+        )
+    latest = content["latest_checkpoint_result"]
+    last = None if latest is None else latest["checkpoint_dir_name"]
+    names = [result["checkpoint_dir_name"] for result in content["checkpoint_results"]]
     found = [_checkpoint(folder, name, last=name == last) for name in names]
     return tuple(sorted(found, key=lambda checkpoint: checkpoint.num_steps))
 
 
+def read_snapshot(path: Path) -> dict[str, Any] | None:
+    """Read Ray's list of checkpoints, or the copy of it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content; None if it is missing, or does not list checkpoints as Ray does.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        results, indices = content["checkpoint_results"], content["checkpoint_report_indices"]
+        latest = content["latest_checkpoint_result"]
+        names = [result["checkpoint_dir_name"] for result in results]
+        last = [] if latest is None else [latest["checkpoint_dir_name"]]
+    except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    lists = isinstance(results, list) and isinstance(indices, list)
+    numbered = lists and len(names) == len(indices) and all(type(each) is int for each in indices)
+    named = all(isinstance(name, str) and Path(name).name == name != ".." for name in names)
+    one_is_last = last[0] in names if last else not names
+    return content if numbered and named and one_is_last else None
+
+
 def _checkpoint(folder: Path, name: str, *, last: bool) -> CommittedCheckpoint:
-    if Path(name).name != name:
-        raise DataError(f"{folder / SNAPSHOT} names a checkpoint {name!r}, which is no name")
     path, state = folder / name, folder / name / STATE_FILE
     try:
         raw: dict[str, Any] = json.loads(state.read_bytes())

@@ -139,6 +139,7 @@ def make_run(encoded_run, source, folder, train, *, world_size=1, steps=(1, 2, 3
     snapshot = {
         "ray_version": "2.60.0",
         "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(results), 0, -1)),
         "latest_checkpoint_result": {**results[0], "checkpoint_dir_name": f"checkpoint_{last}"},
     }
     write_json(ray / "checkpoint_manager_snapshot.json", snapshot)
@@ -362,7 +363,7 @@ def test_damage_is_named_and_nothing_is_written(run_of, tmp_path, damage):
         "other parameters": "must hold the parameters that are trained; 129 are missing or too",
         "other run": "was written with other settings",
         "snapshot": "is not as Ray writes it",
-        "names": "which is no name",
+        "names": "is not as Ray writes it",
         "gone": r"checkpoint_3 is damaged \(FileNotFoundError",
     }[damage]
     if damage == "average":

@@ -12,8 +12,8 @@ Version 1 had the average as each rank's shard, ``ema_rank0.safetensors``, and t
 last step's checkpoint only.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,11 @@ def save_checkpoint(
     """
     whole = ema.gather(engine.module, keep=rank == 0)
     with _failures_kept(engine) as failures:
-        engine.save_checkpoint(str(folder), tag=TAG)
+        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
     if failures:
         raise OSError(f"{failures[0]}") from failures[0]
     if rank == 0:
+        (folder / "latest").write_text(TAG)  # for DeepSpeed's own scripts, run by hand
         write_json(folder / STATE_FILE, asdict(state))
         try:
             save_file(whole, folder / EMA_FILE)
@@ -77,20 +78,23 @@ def save_checkpoint(
 def _failures_kept(engine: Any) -> Iterator[list[Exception]]:
     """Let DeepSpeed's save go on after a file failed: the other ranks wait for it at its end."""
     failures: list[Exception] = []
+
+    def kept(write: Callable[..., None]) -> Callable[..., None]:
+        def attempt(*arguments: Any, **named: Any) -> None:
+            try:
+                write(*arguments, **named)
+            except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+                failures.append(error)
+
+        return attempt
+
     files = engine.checkpoint_engine
-    write = files.save
-
-    def save(state_dict: Any, path: str) -> None:
-        try:
-            write(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            failures.append(error)
-
-    files.save = save
-    try:
+    with ExitStack() as undo:
+        for owner, name in ((files, "save"), (engine, "_copy_recovery_script")):
+            write = getattr(owner, name)
+            setattr(owner, name, kept(write))
+            undo.callback(setattr, owner, name, write)
         yield failures
-    finally:
-        files.save = write
 
 
 def checkpoint_bytes(engine: Any, ema: ShardedEma, rank: int) -> int:

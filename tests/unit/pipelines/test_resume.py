@@ -338,6 +338,56 @@ def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(writer, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+RANK = """
+import sys
+from pathlib import Path
+import torch
+from pipelines import checkpoint_writer
+from pipelines.train_state import TrainState
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+)
+
+def save(folder, **_):
+    torch.distributed.all_reduce(torch.ones(1))
+    torch.distributed.barrier()
+
+checkpoint_writer.checkpoint_bytes = lambda *_: 1000
+checkpoint_writer.save_checkpoint = save
+writer = checkpoint_writer.CheckpointWriter(folder / "train", engine=None, ema=None, rank=rank)
+print(writer.write(TrainState(num_steps=7)), flush=True)
+"""
+
+
+def test_all_workers_stop_if_one_cannot_make_its_folder(tmp_path):
+    """Two real ranks; a plain file is in the place of the folder of one."""
+    (tmp_path / "train").mkdir()
+    in_the_way = tmp_path / "train" / ".checkpoint-rank1.tmp"
+    in_the_way.touch()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path), str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert said[0] == said[1]
+    assert "the checkpoint of step 7 cannot be written to" in said[0]
+    assert f"worker 1: [Errno 20] Not a directory: '{in_the_way / 'state'}'" in said[0]
+    assert [path.name for path in (tmp_path / "train").iterdir()] == [in_the_way.name]
+
+
 def test_a_folder_that_a_worker_does_not_see_is_named(tmp_path):
     with pytest.raises(
         StageError, match=r"output\.dir must be on a file system that all nodes share"

@@ -5,12 +5,13 @@ share the files of all; what reads a single file checks that one. Checkpoints of
 no hashes and are read as they are.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from cil.errors import DataError
 from pipelines.storage import read_json, sha256_of_file, write_json
 
-__all__ = ["check_sums", "write_sums"]
+__all__ = ["check_sums", "copy_sums", "write_sums"]
 
 _FOLDER = "sha256"
 
@@ -31,6 +32,24 @@ def write_sums(folder: Path, rank: int) -> None:
     write_json(own / f"rank{rank}.json", {"files": sums})
 
 
+def copy_sums(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Note the hashes of some files beside a copy of them; nothing, if the checkpoint has none.
+
+    Args:
+        source: the checkpoint.
+        target: folder of the copies.
+        names: the files, as paths in the checkpoint.
+
+    Raises:
+        DataError: the hashes are damaged.
+        OSError: they cannot be written.
+    """
+    known = _sums_of(source)
+    kept = {name: known[name] for name in names if name in known}
+    if kept:
+        write_json(target / _FOLDER / "rank0.json", {"files": kept})
+
+
 def check_sums(folder: Path, *, name: str | None = None, part: int = 0, num_parts: int = 1) -> None:
     """Compare files of a checkpoint with their hashes.
 
@@ -43,12 +62,7 @@ def check_sums(folder: Path, *, name: str | None = None, part: int = 0, num_part
     Raises:
         DataError: a file is missing or is not what was written.
     """
-    wanted: dict[str, str] = {}
-    for sums in sorted((folder / _FOLDER).glob("rank*.json")):
-        files = read_json(sums).get("files")
-        if not isinstance(files, dict):
-            raise DataError(f"{sums} is damaged: it lists no files; choose another checkpoint")
-        wanted.update(files)
+    wanted = _sums_of(folder)
     if name is not None:
         wanted = {each: sha256 for each, sha256 in wanted.items() if each == name}
     chosen = sorted(wanted)[part::num_parts]
@@ -63,3 +77,15 @@ def check_sums(folder: Path, *, name: str | None = None, part: int = 0, num_part
                 f"{wanted[each]}, now it has {found}; choose another output.dir, or delete this "
                 "one's train folder to start again"
             )
+
+
+def _sums_of(folder: Path) -> dict[str, str]:
+    """Read the hashes of all files of a checkpoint; none, if an older version wrote it."""
+    known: dict[str, str] = {}
+    for sums in sorted((folder / _FOLDER).glob("rank*.json")):
+        found = read_json(sums)
+        files = found.get("files") if isinstance(found, dict) else None
+        if not isinstance(files, dict):
+            raise DataError(f"{sums} is damaged: it lists no files; choose another checkpoint")
+        known.update(files)
+    return known

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from cil.errors import DataError
-from pipelines.checkpoint_sums import check_sums, write_sums
+from pipelines.checkpoint_sums import check_sums, instead_of, write_sums
 from pipelines.storage import write_json
 from pipelines.train_state import STATE_FILE, TrainState, read_state
 from pipelines.weight_average import ShardedEma
@@ -234,7 +234,4 @@ def damage_named(folder: Path) -> Iterator[None]:
 
 
 def _damaged(folder: Path, error: BaseException) -> DataError:
-    return DataError(
-        f"the checkpoint in {folder} is damaged: {error}; choose another output.dir, or delete "
-        "this one's train folder to start again"
-    )
+    return DataError(f"the checkpoint in {folder} is damaged: {error}{instead_of(folder)}")

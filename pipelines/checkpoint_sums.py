@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cil.errors import DataError
 from pipelines.storage import read_json, sha256_of_file, write_json
+from pipelines.train_state import STATE_FILE
 
-__all__ = ["check_sums", "copy_sums", "write_sums"]
+__all__ = ["check_sums", "copy_sums", "instead_of", "write_sums"]
 
 _FOLDER = "sha256"
 
@@ -74,9 +75,35 @@ def check_sums(folder: Path, *, name: str | None = None, part: int = 0, num_part
         if found != wanted[each]:
             raise DataError(
                 f"the checkpoint in {folder} is damaged: {each} was written with the sha256 "
-                f"{wanted[each]}, now it has {found}; choose another output.dir, or delete this "
-                "one's train folder to start again"
+                f"{wanted[each]}, now it has {found}{instead_of(folder)}"
             )
+
+
+def instead_of(folder: Path) -> str:
+    """Say what to do without a checkpoint that is damaged: the end of a message.
+
+    Args:
+        folder: the checkpoint. Those beside it are not compared with their hashes here.
+    """
+    others = sorted(
+        path.parent
+        for path in folder.parent.glob(f"checkpoint_*/{STATE_FILE}")
+        if path.parent.name != folder.name
+    )
+    if not others:
+        return (
+            "; restore it from a backup, or give another one as --checkpoint (cil export --list "
+            "names them); only without any, choose another output.dir to start again"
+        )
+    names = ", ".join(path.name for path in others)
+    text = f". There are also {names}: cil export takes one as --checkpoint NAME, cil validate its "
+    text += f"folder in {folder.parent}"
+    if others[-1].name < folder.name:
+        text += (
+            f". To go on from {others[-1].name} instead, delete {folder} and run the same command "
+            "again"
+        )
+    return text
 
 
 def _sums_of(folder: Path) -> dict[str, str]:
@@ -86,6 +113,6 @@ def _sums_of(folder: Path) -> dict[str, str]:
         found = read_json(sums)
         files = found.get("files") if isinstance(found, dict) else None
         if not isinstance(files, dict):
-            raise DataError(f"{sums} is damaged: it lists no files; choose another checkpoint")
+            raise DataError(f"{sums} is damaged: it lists no files{instead_of(folder)}")
         known.update(files)
     return known

@@ -123,17 +123,6 @@ def _without_deleted(run_folder: Path, content: dict[str, Any]) -> dict[str, Any
     return shorter
 
 
-def _advice(checkpoint: Path) -> str:
-    """Say how to go on without a checkpoint that is damaged."""
-    others = [p for p in checkpoint.parent.glob("checkpoint_*") if p.is_dir() and p != checkpoint]
-    if not others:
-        return ""
-    return (
-        f". To go on from {max(others).name} instead, delete {checkpoint} and run the same command "
-        "again"
-    )
-
-
 def _remove_uncommitted(run_folder: Path) -> None:
     """Delete checkpoints that Ray does not list: a process was killed before it committed them."""
     content = read_snapshot(run_folder / SNAPSHOT) or _NONE_YET
@@ -166,12 +155,9 @@ def prepare_resume(folder: Path, run_folder: Path, expected: TrainState) -> Path
         if read_snapshot(run_folder / SNAPSHOT_COPY) is None:
             write_json(run_folder / SNAPSHOT_COPY, _NONE_YET)
         return None
-    try:
-        with damage_named(checkpoint):
-            state = read_state(checkpoint)
-        check_sums(checkpoint)
-    except DataError as error:
-        raise DataError(f"{error}{_advice(checkpoint)}") from error
+    with damage_named(checkpoint):
+        state = read_state(checkpoint)
+    check_sums(checkpoint)
     expected.require_same_run(state)
     console.print(f"train: going on from the checkpoint of step {state.num_steps}")
     if state.world_size == expected.world_size or not expected.zero_stage:

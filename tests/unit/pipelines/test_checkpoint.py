@@ -262,6 +262,30 @@ def test_one_flipped_bit_is_found_by_one_of_the_workers(tmp_path, name, world_si
     assert f"{folder} is damaged: {name} was written with" in found[0]
 
 
+@pytest.mark.parametrize("damage", ["bit", "state", "hashes"])
+@pytest.mark.parametrize("others", [(), ("checkpoint_1",), ("checkpoint_1", "checkpoint_3")])
+def test_damage_costs_no_other_checkpoint(tmp_path, damage, others):
+    """A message that was followed once deleted all of them."""
+    engine = FakeEngine()
+    ema = ShardedEma(engine, 0.9)
+    folder = saved(tmp_path / "checkpoint_2", engine, ema)
+    for name in others:
+        saved(tmp_path / name, engine, ema)
+    (tmp_path / "checkpoint_9").mkdir()  # no checkpoint
+    name = {"bit": "ema.safetensors", "state": "train_state.json", "hashes": "sha256/rank0.json"}
+    (folder / name[damage]).write_bytes(b"[]")
+    with pytest.raises(DataError, match="is damaged") as caught:
+        load_checkpoint(folder, engine=engine, ema=ema, expected=STATE, rank=0)
+    said = str(caught.value)
+    assert "train folder" not in said
+    if not others:
+        assert "restore it from a backup, or give another one as --checkpoint" in said
+    else:
+        assert f"There are also {', '.join(others)}: cil export takes one as --checkpoint" in said
+    newest = others == ("checkpoint_1",)
+    assert (f"To go on from checkpoint_1 instead, delete {folder} and run" in said) == newest
+
+
 def test_hashes_that_name_other_places_are_refused(tmp_path):
     folder = saved(tmp_path / "checkpoint", FakeEngine(), ShardedEma(FakeEngine(), 0.9))
     sums = folder / "sha256" / "rank0.json"

@@ -192,6 +192,10 @@ def test_a_damaged_checkpoint_says_how_to_go_on_from_the_one_before(tmp_path, da
         f"To go on from checkpoint_1 instead, delete {folder / 'checkpoint_2'} and run the same "
         "command again"
     )
+    assert "There are also checkpoint_1: cil export takes one as --checkpoint NAME" in str(
+        caught.value
+    )
+    assert "train folder" not in str(caught.value)
 
 
 # -- before anything is started -------------------------------------------------------------------

@@ -14,6 +14,8 @@ from typing import Any
 
 from cil.errors import DataError
 from pipelines.checkpoint import EMA_FILE
+from pipelines.checkpoint_sums import instead_of
+from pipelines.progress import console
 from pipelines.train_state import STATE_FILE
 
 __all__ = [
@@ -60,17 +62,21 @@ def run_name(identity: str) -> str:
     return f"train-{identity[:12]}"
 
 
-def committed_checkpoints(folder: Path) -> tuple[CommittedCheckpoint, ...]:
-    """List what a training has committed.
+def committed_checkpoints(
+    folder: Path, *, needs_last: bool = False
+) -> tuple[CommittedCheckpoint, ...]:
+    """List what a training has committed; says which of it is gone or damaged.
 
     Args:
         folder: Ray's folder of one training, ``OUTPUT/train/ray/NAME``.
+        needs_last: the last one is wanted, not one by name: damage to it is an error.
 
     Returns:
         Its checkpoints in the order of their steps; none if there is no snapshot yet.
 
     Raises:
-        DataError: the snapshot is damaged and has no copy, or names a checkpoint that is not there.
+        DataError: the snapshot is damaged and has no copy, or all that it names are gone, or the
+            last checkpoint is damaged and ``needs_last``.
     """
     snapshot = folder / SNAPSHOT
     content = read_snapshot(snapshot) or read_snapshot(folder / SNAPSHOT_COPY)
@@ -82,10 +88,30 @@ def committed_checkpoints(folder: Path) -> tuple[CommittedCheckpoint, ...]:
             "complete; was it damaged, or written by another version of Ray? Restore it from a "
             "backup"
         )
+    pairs = zip(content["checkpoint_results"], content["checkpoint_report_indices"], strict=True)
+    listed = {result["checkpoint_dir_name"]: index for result, index in pairs}
+    there = [name for name in listed if (folder / name).is_dir()]
+    gone = sorted(set(listed) - set(there))
+    if gone and not there:
+        raise DataError(
+            f"all checkpoints that {snapshot} lists are gone ({', '.join(gone)}); restore one from "
+            f"a backup, or delete {folder} and train again"
+        )
+    if gone:
+        text = f"warning: {', '.join(gone)} of {folder} was deleted and is left out"
+        console.print(text, markup=False)
     latest = content["latest_checkpoint_result"]
-    last = None if latest is None else latest["checkpoint_dir_name"]
-    names = [result["checkpoint_dir_name"] for result in content["checkpoint_results"]]
-    found = [_checkpoint(folder, name, last=name == last) for name in names]
+    last = latest["checkpoint_dir_name"] if latest else None
+    if last in gone:  # training goes on from the one before, too
+        last = max(there, key=lambda name: listed[name])
+    found = []
+    for name in there:
+        try:
+            found.append(_checkpoint(folder, name, last=name == last))
+        except DataError as error:
+            if needs_last and name == last:
+                raise
+            console.print(f"warning: {error}", markup=False)
     return tuple(sorted(found, key=lambda checkpoint: checkpoint.num_steps))
 
 
@@ -130,5 +156,5 @@ def _checkpoint(folder: Path, name: str, *, last: bool) -> CommittedCheckpoint:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the checkpoint {path} is damaged ({type(error).__name__}: {error}); if the training "
-            "is running it may just have been replaced: try again"
+            f"is running it may just have been replaced: try again{instead_of(path)}"
         ) from error

@@ -176,7 +176,7 @@ def export_checkpoint(
     """
     watch = Stopwatch()
     _check_file(out) if original else _check_empty(out)
-    config, data, identity, found = _opened(run, dataset)
+    config, data, identity, found = _opened(run, dataset, needs_last=checkpoint is None)
     chosen = _choose(found, checkpoint, run)
     if chosen.config_hash != identity:
         raise DataError(
@@ -218,7 +218,7 @@ def export_checkpoint(
 
 
 def _opened(
-    run: Path, dataset: str | None
+    run: Path, dataset: str | None, *, needs_last: bool = False
 ) -> tuple[RunConfig, TrainingData, str, tuple[CommittedCheckpoint, ...]]:
     """Find a run's settings, data set, identity and checkpoints."""
     saved = run / TRAIN_FOLDER / "config.yaml"
@@ -232,7 +232,7 @@ def _opened(
     data = open_training_data(config)
     identity = train_identity(config, data.manifest.fingerprint)
     folder = run / TRAIN_FOLDER / RAY_FOLDER / run_name(identity)
-    return config, data, identity, committed_checkpoints(folder)
+    return config, data, identity, committed_checkpoints(folder, needs_last=needs_last)
 
 
 def _choose(

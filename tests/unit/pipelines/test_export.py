@@ -352,7 +352,7 @@ def test_a_checkpoint_without_an_average_says_what_to_do(run_of, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["average", "state", "other parameters", "other run", "snapshot", "names", "gone"]
+    "damage", ["average", "state", "other parameters", "other run", "snapshot", "names", "all gone"]
 )
 def test_damage_is_named_and_nothing_is_written(run_of, tmp_path, damage):
     run = run_of("stage2")
@@ -364,7 +364,7 @@ def test_damage_is_named_and_nothing_is_written(run_of, tmp_path, damage):
         "other run": "was written with other settings",
         "snapshot": "is not as Ray writes it",
         "names": "is not as Ray writes it",
-        "gone": r"checkpoint_3 is damaged \(FileNotFoundError",
+        "all gone": r"all checkpoints that .* lists are gone \(checkpoint_1, checkpoint_2, check",
     }[damage]
     if damage == "average":
         file = checkpoint / "ema.safetensors"
@@ -381,10 +381,37 @@ def test_damage_is_named_and_nothing_is_written(run_of, tmp_path, damage):
     elif damage == "names":
         snapshot.write_text(snapshot.read_text().replace("checkpoint_2", "../checkpoint_2"))
     else:
-        shutil.rmtree(checkpoint)
+        for step in (1, 2, 3):
+            shutil.rmtree(run.ray / f"checkpoint_{step}")
     with pytest.raises(DataError, match=words):
         export_checkpoint(run.folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "state"])
+def test_a_damaged_checkpoint_leaves_the_others(run_of, tmp_path, capsys, damage):
+    """Deleting its folder is what the messages about a damaged checkpoint say."""
+    run = run_of("stage2", last=2)
+    for name in ("ema.safetensors", "train_state.json"):
+        assert (run.ray / "checkpoint_2" / name).exists()
+    if damage == "deleted":
+        shutil.rmtree(run.ray / "checkpoint_2")
+    else:
+        (run.ray / "checkpoint_2" / "train_state.json").write_text("{")
+        words = r"checkpoint_2 is damaged .* There are also checkpoint_1, checkpoint_3: cil export"
+        with pytest.raises(DataError, match=words):
+            export_checkpoint(run.folder, tmp_path / "out")
+    capsys.readouterr()
+    listed = list_checkpoints(run.folder).outputs["checkpoints"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert [each["name"] for each in listed] == ["checkpoint_1", "checkpoint_3"]
+    assert [each["last"] for each in listed] == [False, damage == "deleted"]
+    assert "checkpoint_2" in said.partition("warning: ")[2]
+    report = export_checkpoint(run.folder, tmp_path / "out", checkpoint="checkpoint_3", live=True)
+    assert report.inputs["checkpoint"] == str(run.ray / "checkpoint_3")
+    if damage == "deleted":
+        report = export_checkpoint(run.folder, tmp_path / "last", live=True)
+        assert report.inputs["checkpoint"] == str(run.ray / "checkpoint_3")
 
 
 @pytest.mark.parametrize("place", ["full", "file", "below a file"])

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cil.errors import ConfigError, StageError
+from cil.errors import ConfigError, DataError, StageError
 from pipelines import tracking
 from pipelines.check_conditions import check_conditions
 from pipelines.checkpoint import EMA_FILE
@@ -179,12 +179,21 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
 def _finished(folder: Path, identity: str) -> RunReport | None:
     """Return the report of this training if it is done and its model is whole."""
     done = folder / "report.json"
-    if not done.exists() or read_json(done)["inputs"]["identity"] != identity:
+    if not done.exists():
         return None
-    report = RunReport.load(done)
-    note_run(str(report.outputs["mlflow_run_id"]))
-    whole = hash_of_folder(folder / "model") == report.outputs["model_sha256"]
-    return report if whole else None
+    raw = read_json(done)
+    try:
+        if raw["inputs"]["identity"] != identity:
+            return None
+        run_id, sha256 = str(raw["outputs"]["mlflow_run_id"]), raw["outputs"]["model_sha256"]
+        report = RunReport.load(done)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{done} is damaged, it is not the report of a training ({type(error).__name__}: "
+            f"{error}); delete it"
+        ) from error
+    note_run(run_id)
+    return report if hash_of_folder(folder / "model") == sha256 else None
 
 
 def _warnings_file(folder: Path, identity: str) -> Path:

@@ -220,7 +220,8 @@ def test_a_fault_of_the_data_set_leaves_the_checkpoint_alone(config, tmp_path, f
     (checkpoint / "train_state.json").write_text(json.dumps(state))
     latest = {"checkpoint_dir_name": "checkpoint_1"}
     snapshot = run_folder / "checkpoint_manager_snapshot.json"
-    snapshot.write_text(json.dumps({"latest_checkpoint_result": latest}))
+    listed = {"checkpoint_results": [latest], "checkpoint_report_indices": [0]}
+    snapshot.write_text(json.dumps({**listed, "latest_checkpoint_result": latest}))
     before = {path: path.read_bytes() for path in run_folder.rglob("*.json")}
     shard = tmp_path / "run" / "dataset" / tar_name("shard-000001")
     words = "encoder_hash .* is x{64} there and"
@@ -246,6 +247,31 @@ def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path
     with pytest.raises(DataError, match="is missing; run encode again"):
         run_without_ray(config)
     assert len(ShardReader(tmp_path / "run" / "dataset")) == 5
+
+
+OWN = {"identity": "own"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({}, [], None, 3, "report", {"inputs": {}}, {"inputs": 3}, {"inputs": OWN}),
+        {"inputs": OWN, "outputs": []},
+        {"inputs": OWN, "outputs": {"mlflow_run_id": "r", "model_sha256": "h"}},
+        {"inputs": OWN, "outputs": {"mlflow_run_id": "r", "model_sha256": "h"}, "more": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_report_is_named(config, tmp_path, content):
+    manifest = train.open_training_data(config).manifest
+    identity = train_identity(config, manifest.fingerprint)
+    folder = tmp_path / "run" / "train"
+    folder.mkdir()
+    text = json.dumps(content).replace('"own"', json.dumps(identity))
+    (folder / "report.json").write_text(text)
+    words = r"train/report\.json is damaged, it is not the report of a training .*; delete it"
+    with pytest.raises(DataError, match=words):
+        run_without_ray(config)
 
 
 # -- guards ---------------------------------------------------------------------------------------

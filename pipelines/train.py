@@ -7,12 +7,10 @@ Run: `cil train --config configs/demo.yaml`.
 """
 
 import contextlib
-import shlex
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cil.errors import ConfigError, DataError, StageError
 from pipelines import tracking
@@ -41,8 +39,8 @@ from pipelines.storage import (
     read_json,
     remove_temporaries,
     write_atomic,
-    write_json,
 )
+from pipelines.train_outcome import check_outcome, failed_training
 from pipelines.train_state import TrainState, read_state
 from pipelines.train_worker import train_worker
 from pipelines.watch import LossWatch, WatchBoard, watching
@@ -85,7 +83,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     Raises:
         ConfigError: the settings describe other clips than the data set has, or ask for Triton
             without a GPU.
-        DataError: there is no data set, or it is damaged.
+        DataError: there is no data set, or it is damaged, which may show during training only.
         StageError: more workers than clips or cores, or training failed; then the last committed
             checkpoint is kept.
     """
@@ -353,16 +351,7 @@ def _fit(
                 beside=jobs.poll_and_note,
             )
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {}
-        rank, first = next(iter(failures.items()), (None, error))
-        cause = root_cause(first)
-        if isinstance(cause, StageError | ConfigError):  # says what to do itself
-            raise StageError(str(cause)) from error
-        where = f" on worker {rank}" if rank is not None else ""
-        raise StageError(
-            f"training failed{where}: {type(cause).__name__}: {cause}; the last committed "
-            "checkpoint is kept, run the same command again to go on from it"
-        ) from error
+        raise failed_training(error) from error
     except ray.exceptions.RayError as error:
         cause = root_cause(error)
         first_line = str(cause).partition("\n")[0]
@@ -373,27 +362,7 @@ def _fit(
     finally:
         if universal is not None:
             shutil.rmtree(universal, ignore_errors=True)
-    outcome = result.return_value or {}
-    if "unwritten" in outcome:
-        raise StageError(outcome["unwritten"])
-    if "stopped" in outcome:
-        written = _write_nonfinite(folder, identity, outcome["nonfinite"])
-        raise StageError(
-            f"{outcome['stopped']}; written to {written}, with the command that looks at each clip"
-        )
+    check_outcome(result.return_value or {}, folder, identity)
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint; this is a bug, please report it")
     return Path(result.checkpoint.path)
-
-
-def _write_nonfinite(folder: Path, identity: str, record: dict[str, Any]) -> Path:
-    """Write down a step whose loss or gradient is not finite, and how to see it again."""
-    path = folder / f"nonfinite-step-{record['step']}.json"
-    config, output = (folder / "config.yaml").resolve(), folder.parent.resolve()
-    # Not with another number of steps: that would be another learning rate, so another run.
-    command = (
-        f"cil train --config {shlex.quote(str(config))} --output.dir {shlex.quote(str(output))}"
-    )
-    replay = f"{command} --replay {shlex.quote(str(path.resolve()))}"
-    write_json(path, {**record, "identity": identity, "replay": replay, "resume": command})
-    return path

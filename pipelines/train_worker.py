@@ -8,9 +8,10 @@ import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from cil.errors import StageError
+from cil.errors import CilError, StageError
 from pipelines.config import RunConfig, validate_config
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
@@ -33,13 +34,22 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``{"stopped": reason, "nonfinite": record}`` if a guard stopped the run on all workers,
-        ``{"unwritten": reason}`` if a checkpoint could not be written, else an empty dict.
+        ``{"unwritten": reason}`` if a checkpoint could not be written, ``{"failed": failure}`` if
+        a worker failed before in a way that would come again, else an empty dict.
 
     Raises:
         StageError: the GPU has too little memory.
+        DataError: data is damaged. One worker alone may see this or the lack of memory while the
+            others wait for it, so it raises, by which Ray ends them all; those that Ray starts in
+            their place are told on the board and return at once.
     """
+    import ray
     import torch
 
+    board = settings["watch"]
+    failure = ray.get(board.stopped.remote())
+    if failure is not None:
+        return {"failed": failure}
     try:
         with ExitStack() as resources:
             return _train(settings, resources)
@@ -47,13 +57,26 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         from pipelines.memory_advice import memory_advice
 
         config = validate_config(settings["config"], source="the driver's configuration")
-        raise StageError(
+        failed = StageError(
             f"the GPU has too little memory: {str(error).partition('. ')[0]}; "
             f"{memory_advice(config)}"
-        ) from error
+        )
+        ray.get(board.stop.remote(_failure(failed)))
+        raise failed from error
     except Exception as error:
         _log.error("training failed: %s: %s", type(error).__name__, error)
+        if isinstance(error, CilError) and not _may_pass(error):
+            ray.get(board.stop.remote(_failure(error)))
         raise
+
+
+def _failure(error: CilError) -> dict[str, str]:
+    return {"kind": type(error).__name__, "message": str(error)}
+
+
+def _may_pass(error: CilError) -> bool:
+    """Tell whether workers that are started again may be luckier: a store was out of reach."""
+    return not isinstance(error.__cause__, NoneType | ValueError | KeyError | TypeError)
 
 
 def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 import dataclasses
 import json
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cil.errors import ConfigError, DataError, StageError
-from pipelines import train, train_worker
+from pipelines import train, train_outcome, train_worker
 from pipelines.shard_reader import ShardReader
 from pipelines.shards import tar_name
 from pipelines.train import train_identity
+from pipelines.train_outcome import check_outcome, failed_training
+from pipelines.watch import WatchBoard
 
 
 def change(config, **sections):
@@ -277,7 +281,22 @@ def test_a_damaged_report_is_named(config, tmp_path, content):
 # -- guards ---------------------------------------------------------------------------------------
 
 
-def test_a_gpu_without_memory_is_told_what_helps(encoded_run, monkeypatch):
+@pytest.fixture
+def board(monkeypatch):
+    """A board that is called as an actor is."""
+    board = WatchBoard()
+
+    class Method:
+        def __init__(self, method):
+            self.remote = method
+
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    return SimpleNamespace(stop=Method(board.stop), stopped=Method(board.stopped))
+
+
+def test_a_gpu_without_memory_is_told_what_helps_and_not_started_again(
+    encoded_run, monkeypatch, board
+):
     closed = []
 
     def train_it(settings, resources):
@@ -285,22 +304,63 @@ def test_a_gpu_without_memory_is_told_what_helps(encoded_run, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
     monkeypatch.setattr(train_worker, "_train", train_it)
-    settings = {"config": dataclasses.asdict(encoded_run.config)}
+    settings = {"config": dataclasses.asdict(encoded_run.config), "watch": board}
     with pytest.raises(StageError, match="too little memory: CUDA out of memory; ") as caught:
         train_worker.train_worker(settings)
     assert str(caught.value).count(" saves about ") == 3
     # of a network so small, the buckets of communication are the most
     assert "by itself: train.communication_elements 50000000 saves about" in str(caught.value)
     assert closed == ["batches"]
+    again = train_worker.train_worker(settings)
+    assert again == {"failed": {"kind": "StageError", "message": str(caught.value)}}
+    assert closed == ["batches"]
 
 
-def test_other_errors_of_a_worker_are_left_as_they_are(monkeypatch):
+def test_damaged_data_is_read_once(monkeypatch, board, tmp_path):
+    errors = [DataError("shard-000001.tar is damaged"), DataError("another")]
+    calls = []
+
     def train_it(settings, resources):
-        raise RuntimeError("something else")
+        calls.append(1)
+        raise errors[len(calls) - 1]
 
     monkeypatch.setattr(train_worker, "_train", train_it)
-    with pytest.raises(RuntimeError, match="something else"):
-        train_worker.train_worker({})
+    with pytest.raises(DataError, match="shard-000001"):
+        train_worker.train_worker({"watch": board})
+    failure = {"kind": "DataError", "message": "shard-000001.tar is damaged"}
+    assert train_worker.train_worker({"watch": board}) == {"failed": failure}
+    assert len(calls) == 1
+    with pytest.raises(DataError, match=r"^shard-000001.tar is damaged$"):
+        check_outcome({"failed": failure}, tmp_path, "i" * 64)
+    with pytest.raises(StageError, match=r"^too little memory$"):
+        check_outcome(
+            {"failed": {"kind": "StageError", "message": "too little memory"}}, tmp_path, "i" * 64
+        )
+
+
+def test_the_worker_that_says_what_to_do_is_quoted():
+    """Where one fails, the others lose their connection to it, and may be told first."""
+    lost, damaged = RuntimeError("Connection closed by peer"), DataError("shard-1.tar is damaged")
+    failed = failed_training(WorkerGroupError("", {0: lost, 1: damaged}))
+    assert (type(failed), str(failed)) == (DataError, "shard-1.tar is damaged")
+    failed = failed_training(WorkerGroupError("", {0: lost}))
+    assert type(failed) is StageError
+    assert str(failed).startswith("training failed on worker 0: RuntimeError: Connection closed")
+    failed = failed_training(WorkerGroupError("", {0: ConfigError("too few clips")}))
+    assert (type(failed), str(failed)) == (StageError, "too few clips")
+
+
+@pytest.mark.parametrize("what", ["another error", "a store out of reach"])
+def test_other_errors_of_a_worker_are_left_as_they_are(monkeypatch, board, what):
+    def train_it(settings, resources):
+        if what == "another error":
+            raise RuntimeError("something else")
+        raise DataError("something else") from OSError("timed out")
+
+    monkeypatch.setattr(train_worker, "_train", train_it)
+    for _ in range(2):
+        with pytest.raises((RuntimeError, DataError), match="something else"):
+            train_worker.train_worker({"watch": board})
 
 
 def test_a_step_that_is_not_finite_is_written_down_with_its_replay(tmp_path):
@@ -309,7 +369,7 @@ def test_a_step_that_is_not_finite_is_written_down_with_its_replay(tmp_path):
     folder = tmp_path / "a run" / "train"
     folder.mkdir(parents=True)
     record = {"step": 12, "what": "loss", "value": "nan", "seed": 3, "clips": ["k1", "k2"]}
-    path = train._write_nonfinite(folder, "i" * 64, record)
+    path = train_outcome._write_nonfinite(folder, "i" * 64, record)
     assert path == folder / "nonfinite-step-12.json"
     written = json.loads(path.read_text())
     replay, resume = shlex.split(written.pop("replay")), shlex.split(written.pop("resume"))

@@ -16,7 +16,7 @@ from cil.errors import DataError
 from pipelines.checkpoint import EMA_FILE
 from pipelines.checkpoint_sums import instead_of
 from pipelines.progress import console
-from pipelines.train_state import STATE_FILE
+from pipelines.train_state import STATE_FILE, read_state
 
 __all__ = [
     "RAY_FOLDER",
@@ -24,6 +24,7 @@ __all__ = [
     "SNAPSHOT_COPY",
     "CommittedCheckpoint",
     "committed_checkpoints",
+    "other_trainings",
     "read_snapshot",
     "run_name",
 ]
@@ -60,6 +61,29 @@ class CommittedCheckpoint:
 def run_name(identity: str) -> str:
     """Return the name that a training has in Ray's folder."""
     return f"train-{identity[:12]}"
+
+
+def other_trainings(folder: Path) -> str:
+    """Name the trainings beside one that have committed checkpoints, for a message.
+
+    Args:
+        folder: Ray's folder of the one training.
+
+    Returns:
+        Names of their folders and their last steps; empty if there are none.
+    """
+    found = []
+    for other in sorted(folder.parent.glob("train-*")):
+        content = read_snapshot(other / SNAPSHOT) or read_snapshot(other / SNAPSHOT_COPY)
+        latest = content["latest_checkpoint_result"] if content else None
+        if latest is None or other.name == folder.name:
+            continue
+        try:
+            step = f"step {read_state(other / latest['checkpoint_dir_name']).num_steps}"
+        except (OSError, ValueError, TypeError):
+            step = "its last step is not readable"
+        found.append(f"{other.name} ({step})")
+    return ", ".join(found)
 
 
 def committed_checkpoints(

@@ -17,7 +17,7 @@ from pipelines import tracking
 from pipelines.check_conditions import check_conditions
 from pipelines.checkpoint import EMA_FILE
 from pipelines.checkpoint_sums import check_sums
-from pipelines.committed import RAY_FOLDER, run_name
+from pipelines.committed import RAY_FOLDER, other_trainings, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.delivery import deliver, deliver_unsent, load_log, owe, training_log
@@ -110,6 +110,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     run_folder = (folder / RAY_FOLDER / run_name(identity)).resolve()
     state = start_state(config, manifest, identity)
     universal = prepare_resume(folder.resolve(), run_folder, state)
+    _say_what_is_not_gone_on_from(run_folder)
     check_conditions(config, data)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     run_id = tracking.start_run(config, folder, manifest, identity)
@@ -192,6 +193,17 @@ def _finished(folder: Path, identity: str) -> RunReport | None:
         ) from error
     note_run(run_id)
     return report if hash_of_folder(folder / "model") == sha256 else None
+
+
+def _say_what_is_not_gone_on_from(run_folder: Path) -> None:
+    """Tell that a training begins at step 0 beside others: some setting, or the data, changed."""
+    others = other_trainings(run_folder)
+    if others and last_checkpoint(run_folder) is None:
+        console.print(
+            f"train: beginning at step 0 as {run_folder.name}; other settings, another data set or "
+            f"another version of this program trained {others} here, which stays",
+            markup=False,
+        )
 
 
 def _warnings_file(folder: Path, identity: str) -> Path:

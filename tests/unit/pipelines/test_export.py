@@ -458,6 +458,21 @@ def test_a_run_without_checkpoints_says_so(run_of, tmp_path):
         export_checkpoint(tmp_path / "nothing", tmp_path / "out")
 
 
+def test_a_training_of_another_identity_is_named(run_of, tmp_path):
+    run = run_of("stage2")
+    other = run.ray.with_name("train-0123456789ab")
+    run.ray.rename(other)
+    words = r"has committed no checkpoint yet.* trained train-0123456789ab \(step 3\): export that"
+    with pytest.raises(DataError, match=words):
+        export_checkpoint(run.folder, tmp_path / "out")
+    (other / "checkpoint_3" / "train_state.json").unlink()
+    with pytest.raises(DataError, match=r"train-0123456789ab \(its last step is not readable\)"):
+        export_checkpoint(run.folder, tmp_path / "out")
+    (other / "checkpoint_manager_snapshot.json").write_text("{}")
+    with pytest.raises(DataError, match=r"train.checkpoint_every steps$"):
+        export_checkpoint(run.folder, tmp_path / "out")
+
+
 # -- pickles --------------------------------------------------------------------------------------
 
 

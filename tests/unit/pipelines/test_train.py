@@ -253,6 +253,29 @@ def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path
     assert len(ShardReader(tmp_path / "run" / "dataset")) == 5
 
 
+def test_a_training_that_begins_again_beside_another_says_so(tmp_path, capsys):
+    ray = tmp_path / "train" / "ray"
+    latest = {"checkpoint_dir_name": "checkpoint_1"}
+    listed = {"checkpoint_results": [latest], "checkpoint_report_indices": [0]}
+    for name, steps in (("train-old", 600), ("train-new", 2)):
+        (ray / name / "checkpoint_1").mkdir(parents=True)
+        state = {"format_version": 2, "num_steps": steps}
+        (ray / name / "checkpoint_1" / "train_state.json").write_text(json.dumps(state))
+    (ray / "train-new" / "checkpoint_1").rename(tmp_path / "new")
+    (ray / "train-killed").mkdir()
+    snapshot = json.dumps({**listed, "latest_checkpoint_result": latest})
+    (ray / "train-old" / "checkpoint_manager_snapshot.json").write_text(snapshot)
+    train._say_what_is_not_gone_on_from(ray / "train-new")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train: beginning at step 0 as train-new; other settings" in said
+    assert "trained train-old (step 600) here, which stays" in said
+    train._say_what_is_not_gone_on_from(ray / "train-old")
+    (tmp_path / "new").rename(ray / "train-new" / "checkpoint_1")
+    (ray / "train-new" / "checkpoint_manager_snapshot.json").write_text(snapshot)
+    train._say_what_is_not_gone_on_from(ray / "train-new")
+    assert capsys.readouterr().err == ""
+
+
 OWN = {"identity": "own"}
 
 

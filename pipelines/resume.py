@@ -26,7 +26,7 @@ from pipelines.train_state import STATE_FILE, TrainState, read_state
 __all__ = ["KeepSnapshot", "last_checkpoint", "prepare_resume"]
 
 _UNIVERSAL = ".universal.tmp"
-_NONE_YET = {
+_NONE_YET: dict[str, Any] = {
     "checkpoint_results": [],
     "checkpoint_report_indices": [],
     "latest_checkpoint_result": None,

@@ -335,6 +335,7 @@ def _identity(file: IO[bytes]) -> tuple[int, int]:
 
 
 def _sha256_of(file: IO[bytes]) -> str:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with open(file.fileno(), "rb", closefd=False) as same:
+        digest = hashlib.file_digest(same, "sha256").hexdigest()
     file.seek(0)
     return digest

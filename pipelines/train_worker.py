@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["train_worker"]
 
 _log = logging.getLogger(__name__)
+_BOARD_S = 60
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -43,11 +44,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             others wait for it, so it raises, by which Ray ends them all; those that Ray starts in
             their place are told on the board and return at once.
     """
-    import ray
     import torch
 
     board = settings["watch"]
-    failure = ray.get(board.stopped.remote())
+    failure = _answer(board.stopped.remote())
     if failure is not None:
         return {"failed": failure}
     try:
@@ -61,13 +61,24 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             f"the GPU has too little memory: {str(error).partition('. ')[0]}; "
             f"{memory_advice(config)}"
         )
-        ray.get(board.stop.remote(_failure(failed)))
+        _answer(board.stop.remote(_failure(failed)))
         raise failed from error
     except Exception as error:
         _log.error("training failed: %s: %s", type(error).__name__, error)
         if isinstance(error, CilError) and not _may_pass(error):
-            ray.get(board.stop.remote(_failure(error)))
+            _answer(board.stop.remote(_failure(error)))
         raise
+
+
+def _answer(call: Any) -> Any:
+    """Wait for the board; without it, which a node that was lost may have had, all goes on."""
+    import ray
+
+    try:
+        return ray.get(call, timeout=_BOARD_S)
+    except ray.exceptions.RayError as error:
+        _log.warning("the board of warnings does not answer: %s", error)
+        return None
 
 
 def _failure(error: CilError) -> dict[str, str]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cil.errors import ConfigError, DataError, StageError
@@ -313,7 +314,7 @@ def board(monkeypatch):
         def __init__(self, method):
             self.remote = method
 
-    monkeypatch.setattr("ray.get", lambda answer: answer)
+    monkeypatch.setattr("ray.get", lambda answer, timeout: answer)
     return SimpleNamespace(stop=Method(board.stop), stopped=Method(board.stopped))
 
 
@@ -371,6 +372,15 @@ def test_the_worker_that_says_what_to_do_is_quoted():
     assert str(failed).startswith("training failed on worker 0: RuntimeError: Connection closed")
     failed = failed_training(WorkerGroupError("", {0: ConfigError("too few clips")}))
     assert (type(failed), str(failed)) == (StageError, "too few clips")
+
+
+def test_a_lost_board_ends_no_training(monkeypatch, board):
+    def lose(answer, timeout):
+        raise ActorDiedError
+
+    monkeypatch.setattr("ray.get", lose)
+    monkeypatch.setattr(train_worker, "_train", lambda settings, resources: {})
+    assert train_worker.train_worker({"watch": board}) == {}
 
 
 @pytest.mark.parametrize("what", ["another error", "a store out of reach"])

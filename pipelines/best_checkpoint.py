@@ -1,8 +1,8 @@
 """The best validated checkpoint, kept apart from those that Ray keeps and deletes.
 
-``train/best`` holds the averaged weights, ``train_state.json`` and the validation's
-``metrics.json``. It is replaced as a whole. The checkpoint that replaces it is deleted from the
-queue only afterwards, so a command that is killed in between is made good by the next one.
+``train/best`` holds the averaged weights, ``train_state.json``, the hashes of both and the
+validation's ``metrics.json``. It is replaced as a whole. The checkpoint that replaces it is deleted
+from the queue only afterwards, so a command that is killed in between is made good by the next one.
 Only validations of the same settings are compared; the best by others is set aside, not deleted.
 """
 
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint import EMA_FILE
+from pipelines.checkpoint_sums import copy_sums
 from pipelines.storage import replace_folder, set_aside, temporary_beside, write_json
+from pipelines.train_state import STATE_FILE
 from pipelines.validation import METRICS_FILE, read_record
 
 __all__ = [
@@ -26,7 +28,7 @@ __all__ = [
 ]
 
 BEST_FOLDER = "best"
-KEPT_FILES = (EMA_FILE, "train_state.json")
+KEPT_FILES = (EMA_FILE, STATE_FILE)
 
 _LARGER_IS_BETTER = frozenset({"val_motion_transfer"})
 
@@ -89,7 +91,10 @@ def keep_if_best(
 def copy_weights(source: Path, target: Path) -> None:
     """Copy `KEPT_FILES` into a new folder: by hard links if that is possible, which takes no room.
 
+    Their hashes go with them: linked files share their damage.
+
     Raises:
+        DataError: the hashes are damaged.
         OSError: a file is missing, or there is no room.
     """
     target.mkdir(parents=True)
@@ -100,3 +105,4 @@ def copy_weights(source: Path, target: Path) -> None:
             raise
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(source / name, target / name)
+    copy_sums(source, target, KEPT_FILES)

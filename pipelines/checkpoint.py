@@ -12,8 +12,8 @@ Version 1 had the average as each rank's shard, ``ema_rank0.safetensors``, and t
 last step's checkpoint only.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from cil.errors import DataError
-from pipelines.checkpoint_sums import check_sums, write_sums
+from pipelines.checkpoint_sums import check_sums, instead_of, write_sums
 from pipelines.storage import write_json
 from pipelines.train_state import STATE_FILE, TrainState, read_state
 from pipelines.weight_average import ShardedEma
@@ -61,10 +61,11 @@ def save_checkpoint(
     """
     whole = ema.gather(engine.module, keep=rank == 0)
     with _failures_kept(engine) as failures:
-        engine.save_checkpoint(str(folder), tag=TAG)
+        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
     if failures:
         raise OSError(f"{failures[0]}") from failures[0]
     if rank == 0:
+        (folder / "latest").write_text(TAG)  # for DeepSpeed's own scripts, run by hand
         write_json(folder / STATE_FILE, asdict(state))
         try:
             save_file(whole, folder / EMA_FILE)
@@ -77,20 +78,23 @@ def save_checkpoint(
 def _failures_kept(engine: Any) -> Iterator[list[Exception]]:
     """Let DeepSpeed's save go on after a file failed: the other ranks wait for it at its end."""
     failures: list[Exception] = []
+
+    def kept(write: Callable[..., None]) -> Callable[..., None]:
+        def attempt(*arguments: Any, **named: Any) -> None:
+            try:
+                write(*arguments, **named)
+            except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+                failures.append(error)
+
+        return attempt
+
     files = engine.checkpoint_engine
-    write = files.save
-
-    def save(state_dict: Any, path: str) -> None:
-        try:
-            write(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            failures.append(error)
-
-    files.save = save
-    try:
+    with ExitStack() as undo:
+        for owner, name in ((files, "save"), (engine, "_copy_recovery_script")):
+            write = getattr(owner, name)
+            setattr(owner, name, kept(write))
+            undo.callback(setattr, owner, name, write)
         yield failures
-    finally:
-        files.save = write
 
 
 def checkpoint_bytes(engine: Any, ema: ShardedEma, rank: int) -> int:
@@ -230,7 +234,4 @@ def damage_named(folder: Path) -> Iterator[None]:
 
 
 def _damaged(folder: Path, error: BaseException) -> DataError:
-    return DataError(
-        f"the checkpoint in {folder} is damaged: {error}; choose another output.dir, or delete "
-        "this one's train folder to start again"
-    )
+    return DataError(f"the checkpoint in {folder} is damaged: {error}{instead_of(folder)}")

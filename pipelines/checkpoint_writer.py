@@ -8,11 +8,12 @@ stop, and what Ray committed before stays.
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cil.errors import StageError
-from pipelines.checkpoint import checkpoint_bytes, save_checkpoint
+from pipelines.checkpoint import TAG, checkpoint_bytes, save_checkpoint
 from pipelines.train_state import TrainState
 from pipelines.weight_average import ShardedEma
 
@@ -83,12 +84,22 @@ class CheckpointWriter:
         )
 
     def _write_parts(self, state: TrainState) -> str | None:
+        # No rank may begin to save unless all do: saving is a collective call.
+        return self._of_all(state, self._make_folder) or self._of_all(state, self._save)
+
+    def _make_folder(self, _: TrainState) -> None:
+        (self._temporary / TAG).mkdir(parents=True)
+
+    def _save(self, state: TrainState) -> None:
+        save_checkpoint(
+            self._temporary, engine=self._engine, ema=self._ema, state=state, rank=self._rank
+        )
+
+    def _of_all(self, state: TrainState, act: Callable[[TrainState], None]) -> str | None:
+        """Act on every rank; why one of them could not, the same on all, or None."""
         error = None
         try:
-            self._temporary.mkdir()
-            save_checkpoint(
-                self._temporary, engine=self._engine, ema=self._ema, state=state, rank=self._rank
-            )
+            act(state)
         except OSError as problem:
             error = f"worker {self._rank}: {problem}"
         part = checkpoint_bytes(self._engine, self._ema, self._rank)

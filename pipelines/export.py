@@ -15,7 +15,13 @@ import torch
 
 from cil.errors import ConfigError, DataError
 from cil.models import ImageToVideoModel
-from pipelines.committed import RAY_FOLDER, CommittedCheckpoint, committed_checkpoints, run_name
+from pipelines.committed import (
+    RAY_FOLDER,
+    CommittedCheckpoint,
+    committed_checkpoints,
+    other_trainings,
+    run_name,
+)
 from pipelines.config import RunConfig, load_config
 from pipelines.consolidate import averaged_weights, live_weights
 from pipelines.dataset import TrainingData, open_training_data
@@ -176,8 +182,8 @@ def export_checkpoint(
     """
     watch = Stopwatch()
     _check_file(out) if original else _check_empty(out)
-    config, data, identity, found = _opened(run, dataset)
-    chosen = _choose(found, checkpoint, run)
+    config, data, identity, found = _opened(run, dataset, needs_last=checkpoint is None)
+    chosen = _choose(found, checkpoint, run, identity)
     if chosen.config_hash != identity:
         raise DataError(
             f"{chosen.path} was written with other settings than {run / TRAIN_FOLDER} has now"
@@ -218,7 +224,7 @@ def export_checkpoint(
 
 
 def _opened(
-    run: Path, dataset: str | None
+    run: Path, dataset: str | None, *, needs_last: bool = False
 ) -> tuple[RunConfig, TrainingData, str, tuple[CommittedCheckpoint, ...]]:
     """Find a run's settings, data set, identity and checkpoints."""
     saved = run / TRAIN_FOLDER / "config.yaml"
@@ -231,17 +237,26 @@ def _opened(
     )
     data = open_training_data(config)
     identity = train_identity(config, data.manifest.fingerprint)
-    folder = run / TRAIN_FOLDER / RAY_FOLDER / run_name(identity)
-    return config, data, identity, committed_checkpoints(folder)
+    found = committed_checkpoints(_ray_folder(run, identity), needs_last=needs_last)
+    return config, data, identity, found
+
+
+def _ray_folder(run: Path, identity: str) -> Path:
+    return run / TRAIN_FOLDER / RAY_FOLDER / run_name(identity)
 
 
 def _choose(
-    found: Sequence[CommittedCheckpoint], asked: str | None, run: Path
+    found: Sequence[CommittedCheckpoint], asked: str | None, run: Path, identity: str
 ) -> CommittedCheckpoint:
     if not found:
+        others = other_trainings(_ray_folder(run, identity))
+        note = (
+            ". Other settings, another data set or another version of this program trained "
+            f"{others}: export that as it was then"
+        )
         raise DataError(
             f"the training in {run} has committed no checkpoint yet, or its data set has changed "
-            "since; train writes one every train.checkpoint_every steps"
+            f"since; train writes one every train.checkpoint_every steps{note if others else ''}"
         )
     if asked is None:
         return next((each for each in found if each.last), found[-1])

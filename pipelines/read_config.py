@@ -21,9 +21,10 @@ class ReadConfig:
     never one that is open. It must hold one shard for each worker of the machine, and should hold
     the data set: clips are read in random order, so what does not fit is downloaded again."""
     verify: Literal["always", "remember"] = "always"
-    """When the hash of a local shard is taken: by every process that opens it, or only if its size
-    or time of change differ from when it was last found whole, which a file in the cache
-    remembers. Downloaded shards are hashed once, when they arrive."""
+    """When the hash of a shard is taken: by every process that opens it, or only if its size or
+    time of change differ from when it was last found whole, which a file in the cache remembers.
+    Downloaded shards are hashed when they arrive, and with "always" by every other process that
+    finds them in the cache; a damaged one is downloaded again."""
     max_open_shards: Annotated[int, Ge(1)] = 128
     """Shards that one process has mapped into memory at the same time."""
     prefetch_batches: Annotated[int, Ge(0)] = 2

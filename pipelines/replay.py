@@ -79,6 +79,7 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
 
     Raises:
         ConfigError: no such record, or it is of another run.
+        DataError: the record is damaged.
     """
     from pipelines.train import train_identity
 
@@ -86,12 +87,7 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
     path = Path(record_path)
     if not path.is_file():
         raise ConfigError(f"--replay: {path} does not exist; it is in the run's train folder")
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not JSON ({error}); --replay takes the file that a stopped training names"
-        ) from error
+    record = _read_record(path)
     data = open_training_data(config)
     identity = train_identity(config, data.manifest.fingerprint)
     if record.get("identity") != identity:
@@ -99,7 +95,7 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
             f"{path} is of another run: its identity is {record.get('identity')}, that of these "
             f"settings and data set is {identity}; use the command that the record holds"
         )
-    step = int(record["step"])
+    step, what = _step_of(path, record)
     torch.set_num_threads(config.train.cpus_per_worker)  # as the workers do
     batches = BatchReader(
         data.readers, global_batch_size=config.train.global_batch_size, seed=config.seed
@@ -138,7 +134,7 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
         inputs={
             "record": str(path),
             "step": step,
-            "what": record["what"],
+            "what": what,
             "weights": source,
             "device": device.type,
             "precision": precision,
@@ -147,6 +143,28 @@ def replay_step(config: RunConfig, record_path: str) -> RunReport:
         metrics={"clips": float(len(clips)), "broken": float(len(broken))},
         seconds=watch.seconds(),
     )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    takes = "--replay takes the file that a stopped training names"
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); {takes}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} holds no fields, got {type(record).__name__}; {takes}")
+    return record
+
+
+def _step_of(path: Path, record: dict[str, Any]) -> tuple[int, str]:
+    """Return which step a record is of, and what was not finite in it."""
+    step, what = record.get("step"), record.get("what")
+    if type(step) is not int or step < 0 or not isinstance(what, str):
+        raise DataError(
+            f"{path} is damaged: it must have a step, a whole number, and what was not finite in "
+            f"it, got {step!r} and {what!r}; restore it, or train on until the step comes again"
+        )
+    return step, what
 
 
 def _weights(record: Path) -> tuple[dict[str, Tensor], str]:

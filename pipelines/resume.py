@@ -16,17 +16,22 @@ from cil.errors import DataError, StageError
 from pipelines.checkpoint import TAG, damage_named
 from pipelines.checkpoint_sums import check_sums
 from pipelines.checkpoint_writer import readable_bytes
-from pipelines.committed import SNAPSHOT
+from pipelines.committed import SNAPSHOT, SNAPSHOT_COPY, read_snapshot
 from pipelines.config import child_environment
 from pipelines.dependent import dependent_command
 from pipelines.progress import console
-from pipelines.storage import write_atomic
-from pipelines.train_state import TrainState, read_state
+from pipelines.storage import write_atomic, write_json
+from pipelines.train_state import STATE_FILE, TrainState, read_state
 
 __all__ = ["KeepSnapshot", "last_checkpoint", "prepare_resume"]
 
-_KEPT = "last_snapshot.json"
 _UNIVERSAL = ".universal.tmp"
+_NONE_YET: dict[str, Any] = {
+    "checkpoint_results": [],
+    "checkpoint_report_indices": [],
+    "latest_checkpoint_result": None,
+}
+"""What the copy of Ray's list says before the first commit; Ray itself writes nothing then."""
 
 
 class KeepSnapshot(UserCallback):  # type: ignore[misc]
@@ -43,39 +48,53 @@ class KeepSnapshot(UserCallback):  # type: ignore[misc]
     ) -> None:
         """Copy the list after a commit, whole or not at all."""
         if checkpoint is not None:
-            write_atomic(self._folder / _KEPT, (self._folder / SNAPSHOT).read_bytes())
+            write_atomic(self._folder / SNAPSHOT_COPY, (self._folder / SNAPSHOT).read_bytes())
 
 
 def last_checkpoint(run_folder: Path) -> Path | None:
-    """Return the checkpoint of a run that Ray committed last; a list that is torn is repaired.
+    """Return the checkpoint of a run that Ray committed last; a damaged list is repaired.
 
     Args:
         run_folder: Ray's folder of the run.
 
     Raises:
-        DataError: the list of checkpoints is damaged and there is no copy of it.
+        DataError: the list of checkpoints is missing or damaged, and so is the copy of it.
     """
-    snapshot, kept = run_folder / SNAPSHOT, run_folder / _KEPT
-    if not snapshot.exists():
-        return None
-    content = _parsed(snapshot)
+    content = read_snapshot(run_folder / SNAPSHOT) or _restored(run_folder)
     if content is None:
-        content = _parsed(kept) if kept.exists() else None
-        if content is None:
-            raise DataError(
-                f"{snapshot} is damaged, it does not list the checkpoints any more; delete "
-                f"{run_folder} to start this training again"
-            )
-        write_atomic(snapshot, kept.read_bytes())
+        return None
     content = _without_deleted(run_folder, content)
-    latest = content.get("latest_checkpoint_result")
+    latest = content["latest_checkpoint_result"]
     return run_folder / latest["checkpoint_dir_name"] if latest else None
+
+
+def _restored(run_folder: Path) -> dict[str, Any] | None:
+    """Put the copy in the place of a list that is missing or damaged; None: nothing to list."""
+    snapshot, copy = run_folder / SNAPSHOT, run_folder / SNAPSHOT_COPY
+    content = read_snapshot(copy)
+    if content is None:
+        # rank 0 moves the state into place last of all its files
+        whole = [path.parent.name for path in run_folder.glob(f"checkpoint_*/{STATE_FILE}")]
+        if whole:
+            raise DataError(
+                f"{snapshot} is {'damaged' if snapshot.exists() else 'missing'}, and so is "
+                f"{copy.name} beside it: nothing lists the checkpoints any more, and "
+                f"{', '.join(sorted(whole))} would be lost; restore one of the two files from a "
+                f"backup, or move {run_folder} away to start this training again"
+            )
+    if content is None or not content["checkpoint_results"]:
+        snapshot.unlink(missing_ok=True)  # torn while the first was committed
+        return None
+    write_atomic(snapshot, copy.read_bytes())
+    console.print(
+        f"train: {snapshot} was missing or damaged; restored from {copy.name}", markup=False
+    )
+    return content
 
 
 def _without_deleted(run_folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Take checkpoints that were deleted out of Ray's list, so that it goes on from one before."""
-    results = content.get("checkpoint_results", [])
-    indices = content.get("checkpoint_report_indices", [])
+    results, indices = content["checkpoint_results"], content["checkpoint_report_indices"]
     there = [
         (result, index)
         for result, index in zip(results, indices, strict=True)
@@ -104,32 +123,13 @@ def _without_deleted(run_folder: Path, content: dict[str, Any]) -> dict[str, Any
     return shorter
 
 
-def _advice(checkpoint: Path) -> str:
-    """Say how to go on without a checkpoint that is damaged."""
-    others = [p for p in checkpoint.parent.glob("checkpoint_*") if p.is_dir() and p != checkpoint]
-    if not others:
-        return ""
-    return (
-        f". To go on from {max(others).name} instead, delete {checkpoint} and run the same command "
-        "again"
-    )
-
-
 def _remove_uncommitted(run_folder: Path) -> None:
     """Delete checkpoints that Ray does not list: a process was killed before it committed them."""
-    snapshot = run_folder / SNAPSHOT
-    listed = snapshot.read_text() if snapshot.exists() else ""
+    content = read_snapshot(run_folder / SNAPSHOT) or _NONE_YET
+    listed = {result["checkpoint_dir_name"] for result in content["checkpoint_results"]}
     for path in run_folder.glob("checkpoint_*"):
         if path.is_dir() and path.name not in listed:
             shutil.rmtree(path)
-
-
-def _parsed(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def prepare_resume(folder: Path, run_folder: Path, expected: TrainState) -> Path | None:
@@ -147,16 +147,17 @@ def prepare_resume(folder: Path, run_folder: Path, expected: TrainState) -> Path
         DataError: the checkpoint is of another run, or damaged.
         StageError: it could not be converted.
     """
+    restored = read_snapshot(run_folder / SNAPSHOT) is None
     checkpoint = last_checkpoint(run_folder)
-    _remove_uncommitted(run_folder)
+    if checkpoint is None or not restored:  # the copy may be older than what it stands for
+        _remove_uncommitted(run_folder)
     if checkpoint is None:
+        if read_snapshot(run_folder / SNAPSHOT_COPY) is None:
+            write_json(run_folder / SNAPSHOT_COPY, _NONE_YET)
         return None
-    try:
-        with damage_named(checkpoint):
-            state = read_state(checkpoint)
-        check_sums(checkpoint)
-    except DataError as error:
-        raise DataError(f"{error}{_advice(checkpoint)}") from error
+    with damage_named(checkpoint):
+        state = read_state(checkpoint)
+    check_sums(checkpoint)
     expected.require_same_run(state)
     console.print(f"train: going on from the checkpoint of step {state.num_steps}")
     if state.world_size == expected.world_size or not expected.zero_stage:

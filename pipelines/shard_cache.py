@@ -41,13 +41,20 @@ class ShardCache:
         self._folder = folder
         self.max_bytes = max_bytes
 
-    def open(self, entry: ShardEntry, download: Callable[[Path], None]) -> IO[bytes]:
+    def open(
+        self,
+        entry: ShardEntry,
+        download: Callable[[Path], None],
+        is_whole: Callable[[IO[bytes]], bool] = lambda file: True,
+    ) -> IO[bytes]:
         """Open a shard; it stays in the cache until the file is closed.
 
         Args:
             entry: the shard.
             download: puts the shard into a local file and checks its hash; called if the cache
                 has not got it, by one process at a time.
+            is_whole: tells whether a file of the right size that is in the cache is the shard; one
+                that is not is deleted and downloaded again.
 
         Returns:
             The file.
@@ -59,13 +66,16 @@ class ShardCache:
         if not _SHA256.fullmatch(entry.sha256):  # it becomes the name of a file
             raise DataError(f"the manifest states no sha256 of {entry.name}, got {entry.sha256!r}")
         path = self._folder / f"{entry.sha256}.tar"
-        file = self._open_present(path, entry)
+        file = self._open_present(path, entry, is_whole)
         if file is not None:
             return file
         self._folder.mkdir(parents=True, exist_ok=True)
         with _locked(self._lock_of(entry.sha256)):
-            file = self._open_present(path, entry)  # another process was faster
-            return file or self._fetch(path, entry, download)
+            file = self._open_present(path, entry, is_whole)  # another process was faster
+            if file is None:
+                path.unlink(missing_ok=True)  # somebody else's work: under this lock nobody's new
+                file = self._fetch(path, entry, download)
+            return file
 
     def _fetch(self, path: Path, entry: ShardEntry, download: Callable[[Path], None]) -> IO[bytes]:
         temporary = self._folder / f".{entry.sha256}.{entry.num_bytes}.tmp"
@@ -83,8 +93,10 @@ class ShardCache:
             temporary.unlink(missing_ok=True)
         return file
 
-    def _open_present(self, path: Path, entry: ShardEntry) -> IO[bytes] | None:
-        """Open a shard that is in the cache and mark it as used."""
+    def _open_present(
+        self, path: Path, entry: ShardEntry, is_whole: Callable[[IO[bytes]], bool]
+    ) -> IO[bytes] | None:
+        """Open a shard that is whole in the cache and mark it as used."""
         while True:
             try:
                 file = path.open("rb")
@@ -95,8 +107,12 @@ class ShardCache:
             if not state.st_nlink:  # deleted between the two lines above
                 file.close()
                 continue
-            if state.st_size != entry.num_bytes:  # somebody else's work: download it again
-                path.unlink(missing_ok=True)
+            try:
+                whole = state.st_size == entry.num_bytes and is_whole(file)
+            except BaseException:
+                file.close()
+                raise
+            if not whole:
                 file.close()
                 return None
             os.utime(file.fileno())

@@ -5,6 +5,7 @@ bounded number of shards is mapped at a time, the least recently used is let go;
 and a checksum of the key are kept for all, 68 bytes per clip. May be used by several threads.
 """
 
+import hashlib
 import mmap
 import os
 import threading
@@ -199,7 +200,12 @@ class ShardFiles:
         path = self._store.own_file(tar_name(entry.name))
         self._let_go(entry, cached=path is None)
         if path is None:
-            file = self._cache.open(entry, lambda target: self._download(entry, target))
+            file = self._cache.open(
+                entry,
+                lambda target: self._download(entry, target),
+                lambda present: self._is_whole(entry, present),
+            )
+            self._whole[entry.name] = _identity(file)
         else:
             file = self._open_checked(entry, path)
         with file:
@@ -240,6 +246,12 @@ class ShardFiles:
             raise self._missing(entry)
         self._store.download(name, target)
         self._check_hash(entry, target)
+
+    def _is_whole(self, entry: ShardEntry, file: IO[bytes]) -> bool:
+        """Hash a shard of the cache unless this process found the same file whole."""
+        if self._remembered is not None or self._whole.get(entry.name) == _identity(file):
+            return True
+        return _sha256_of(file) == entry.sha256
 
     def _open_checked(self, entry: ShardEntry, path: Path) -> IO[bytes]:
         """Open a local shard; hash it unless this process found it whole in the same state."""
@@ -314,3 +326,16 @@ class ShardFiles:
             )
         keys = np.array([zlib.crc32(key.encode()) for key in sidecar.keys], dtype=np.uint32)
         return _Index(places, keys)
+
+
+def _identity(file: IO[bytes]) -> tuple[int, int]:
+    """Tell files of the cache apart, whose time of change says when they were last used."""
+    state = os.fstat(file.fileno())
+    return state.st_size, state.st_ino
+
+
+def _sha256_of(file: IO[bytes]) -> str:
+    with open(file.fileno(), "rb", closefd=False) as same:
+        digest = hashlib.file_digest(same, "sha256").hexdigest()
+    file.seek(0)
+    return digest

@@ -7,19 +7,17 @@ Run: `cil train --config configs/demo.yaml`.
 """
 
 import contextlib
-import shlex
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cil.errors import ConfigError, StageError
 from pipelines import tracking
 from pipelines.check_conditions import check_conditions
 from pipelines.checkpoint import EMA_FILE
 from pipelines.checkpoint_sums import check_sums
-from pipelines.committed import RAY_FOLDER, run_name
+from pipelines.committed import RAY_FOLDER, other_trainings, run_name
 from pipelines.config import RunConfig, clip_buckets, config_to_yaml, content_hash
 from pipelines.dataset import TrainingData, located, open_training_data
 from pipelines.delivery import deliver, deliver_unsent, load_log, owe, training_log
@@ -40,8 +38,8 @@ from pipelines.storage import (
     hash_of_folder,
     remove_temporaries,
     write_atomic,
-    write_json,
 )
+from pipelines.train_outcome import check_outcome, failed_training
 from pipelines.train_state import TrainState, read_state
 from pipelines.train_worker import train_worker
 from pipelines.watch import LossWatch, WatchBoard, watching
@@ -85,7 +83,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     Raises:
         ConfigError: the settings describe other clips than the data set has, or ask for Triton
             without a GPU.
-        DataError: there is no data set, or it is damaged.
+        DataError: there is no data set, or it is damaged, which may show during training only.
         StageError: more workers than clips or cores, or training failed; then the last committed
             checkpoint is kept.
     """
@@ -112,6 +110,7 @@ def run(config: RunConfig, *, session: ExitStack, debug: bool = False) -> RunRep
     run_folder = (folder / RAY_FOLDER / run_name(identity)).resolve()
     state = start_state(config, manifest, identity)
     universal = prepare_resume(folder.resolve(), run_folder, state)
+    _say_what_is_not_gone_on_from(run_folder)
     check_conditions(config, data)
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     run_id = tracking.start_run(config, folder, manifest, identity)
@@ -187,6 +186,17 @@ def _finished(folder: Path, identity: str) -> RunReport | None:
     note_run(str(report.outputs["mlflow_run_id"]))
     whole = hash_of_folder(folder / "model") == report.outputs["model_sha256"]
     return report if whole else None
+
+
+def _say_what_is_not_gone_on_from(run_folder: Path) -> None:
+    """Tell that a training begins at step 0 beside others: some setting, or the data, changed."""
+    others = other_trainings(run_folder)
+    if others and last_checkpoint(run_folder) is None:
+        console.print(
+            f"train: beginning at step 0 as {run_folder.name}; other settings, another data set or "
+            f"another version of this program trained {others} here, which stays",
+            markup=False,
+        )
 
 
 def _warnings_file(folder: Path, identity: str) -> Path:
@@ -346,16 +356,7 @@ def _fit(
                 beside=jobs.poll_and_note,
             )
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {}
-        rank, first = next(iter(failures.items()), (None, error))
-        cause = root_cause(first)
-        if isinstance(cause, StageError | ConfigError):  # says what to do itself
-            raise StageError(str(cause)) from error
-        where = f" on worker {rank}" if rank is not None else ""
-        raise StageError(
-            f"training failed{where}: {type(cause).__name__}: {cause}; the last committed "
-            "checkpoint is kept, run the same command again to go on from it"
-        ) from error
+        raise failed_training(error) from error
     except ray.exceptions.RayError as error:
         cause = root_cause(error)
         first_line = str(cause).partition("\n")[0]
@@ -366,27 +367,7 @@ def _fit(
     finally:
         if universal is not None:
             shutil.rmtree(universal, ignore_errors=True)
-    outcome = result.return_value or {}
-    if "unwritten" in outcome:
-        raise StageError(outcome["unwritten"])
-    if "stopped" in outcome:
-        written = _write_nonfinite(folder, identity, outcome["nonfinite"])
-        raise StageError(
-            f"{outcome['stopped']}; written to {written}, with the command that looks at each clip"
-        )
+    check_outcome(result.return_value or {}, folder, identity)
     if result.checkpoint is None:
         raise StageError("training ended without a checkpoint; this is a bug, please report it")
     return Path(result.checkpoint.path)
-
-
-def _write_nonfinite(folder: Path, identity: str, record: dict[str, Any]) -> Path:
-    """Write down a step whose loss or gradient is not finite, and how to see it again."""
-    path = folder / f"nonfinite-step-{record['step']}.json"
-    config, output = (folder / "config.yaml").resolve(), folder.parent.resolve()
-    # Not with another number of steps: that would be another learning rate, so another run.
-    command = (
-        f"cil train --config {shlex.quote(str(config))} --output.dir {shlex.quote(str(output))}"
-    )
-    replay = f"{command} --replay {shlex.quote(str(path.resolve()))}"
-    write_json(path, {**record, "identity": identity, "replay": replay, "resume": command})
-    return path

@@ -85,9 +85,11 @@ def read_state(folder: Path) -> TrainState:
         ValueError: it is not JSON, or has other fields than this version knows.
     """
     found = json.loads((folder / STATE_FILE).read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError(f"{STATE_FILE} holds no fields")
     names = {field.name for field in fields(TrainState)}
     # A later version may have other fields; its number is what the message is about.
-    known = {name: value for name, value in dict(found).items() if name in names}
+    known = {name: value for name, value in found.items() if name in names}
     if known.get("format_version", 0) <= _VERSION and set(found) != set(known):
         raise ValueError(f"unknown fields {sorted(set(found) - set(known))} in {STATE_FILE}")
     return TrainState(**known)

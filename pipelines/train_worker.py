@@ -8,9 +8,10 @@ import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from cil.errors import StageError
+from cil.errors import CilError, StageError
 from pipelines.config import RunConfig, validate_config
 from pipelines.dataset import open_training_data
 from pipelines.model_folder import build_model
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["train_worker"]
 
 _log = logging.getLogger(__name__)
+_BOARD_S = 60
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -33,13 +35,21 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``{"stopped": reason, "nonfinite": record}`` if a guard stopped the run on all workers,
-        ``{"unwritten": reason}`` if a checkpoint could not be written, else an empty dict.
+        ``{"unwritten": reason}`` if a checkpoint could not be written, ``{"failed": failure}`` if
+        a worker failed before in a way that would come again, else an empty dict.
 
     Raises:
         StageError: the GPU has too little memory.
+        DataError: data is damaged. One worker alone may see this or the lack of memory while the
+            others wait for it, so it raises, by which Ray ends them all; those that Ray starts in
+            their place are told on the board and return at once.
     """
     import torch
 
+    board = settings["watch"]
+    failure = _answer(board.stopped.remote())
+    if failure is not None:
+        return {"failed": failure}
     try:
         with ExitStack() as resources:
             return _train(settings, resources)
@@ -47,13 +57,37 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         from pipelines.memory_advice import memory_advice
 
         config = validate_config(settings["config"], source="the driver's configuration")
-        raise StageError(
+        failed = StageError(
             f"the GPU has too little memory: {str(error).partition('. ')[0]}; "
             f"{memory_advice(config)}"
-        ) from error
+        )
+        _answer(board.stop.remote(_failure(failed)))
+        raise failed from error
     except Exception as error:
         _log.error("training failed: %s: %s", type(error).__name__, error)
+        if isinstance(error, CilError) and not _may_pass(error):
+            _answer(board.stop.remote(_failure(error)))
         raise
+
+
+def _answer(call: Any) -> Any:
+    """Wait for the board; without it, which a node that was lost may have had, all goes on."""
+    import ray
+
+    try:
+        return ray.get(call, timeout=_BOARD_S)
+    except ray.exceptions.RayError as error:
+        _log.warning("the board of warnings does not answer: %s", error)
+        return None
+
+
+def _failure(error: CilError) -> dict[str, str]:
+    return {"kind": type(error).__name__, "message": str(error)}
+
+
+def _may_pass(error: CilError) -> bool:
+    """Tell whether workers that are started again may be luckier: a store was out of reach."""
+    return not isinstance(error.__cause__, NoneType | ValueError | KeyError | TypeError)
 
 
 def _train(settings: dict[str, Any], resources: ExitStack) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from cil.errors import ConfigError
 from pipelines.best_checkpoint import BEST_FOLDER, KEPT_FILES
+from pipelines.checkpoint import damage_named
+from pipelines.checkpoint_sums import check_sums
 from pipelines.config import RunConfig
 from pipelines.progress import console
 from pipelines.report import RunReport, Stopwatch
 from pipelines.side_launcher import one_thread_per_core
 from pipelines.storage import read_json
 from pipelines.train import TRAIN_FOLDER, train_identity
+from pipelines.train_state import STATE_FILE, read_state
 from pipelines.validation import validate
 
 __all__ = ["run_command"]
@@ -33,7 +36,7 @@ def run_command(config: RunConfig, *, checkpoint: str | None) -> RunReport:
 
     Raises:
         ConfigError: there is no such checkpoint.
-        DataError: there are no held-out clips, or the weights are of another run.
+        DataError: there are no held-out clips, or the weights are damaged or of another run.
     """
     from pipelines.dataset import open_training_data
 
@@ -48,7 +51,7 @@ def run_command(config: RunConfig, *, checkpoint: str | None) -> RunReport:
         )
     one_thread_per_core(config.validate)
     identity = train_identity(config, open_training_data(config).manifest.fingerprint)
-    step = int(read_json(place / "train_state.json")["num_steps"])
+    step = _step_of(place)
     folder = train_folder / _FOLDER / f"step-{step:06d}"
     console.print(f"validate: step {step}, {place}", markup=False)
     record = validate(config, checkpoint=place, identity=identity, folder=folder)
@@ -60,6 +63,13 @@ def run_command(config: RunConfig, *, checkpoint: str | None) -> RunReport:
         metrics={name: value for name, value in record["metrics"].items() if "_bin_" not in name},
         seconds=watch.seconds(),
     )
+
+
+def _step_of(checkpoint: Path) -> int:
+    """Read which step a checkpoint is of, after comparing the file with its hash."""
+    check_sums(checkpoint, name=STATE_FILE)
+    with damage_named(checkpoint):
+        return read_state(checkpoint).num_steps
 
 
 def _choose(train_folder: Path) -> Path:

@@ -16,6 +16,7 @@ from cil.analytic_init import AnalyticInit
 from cil.errors import DataError
 from cil.models import ImageToVideoModel
 from pipelines.checkpoint import EMA_FILE
+from pipelines.checkpoint_sums import check_sums
 from pipelines.config import RunConfig, content_hash, dataset_of
 from pipelines.dataset import TrainingData, open_training_data
 from pipelines.engine import choose_trainable
@@ -23,6 +24,7 @@ from pipelines.model_folder import build_model
 from pipelines.shard_reader import ShardReader
 from pipelines.shards import moments_of, read_moments
 from pipelines.storage import read_json, replace_folder, temporary_beside, write_json
+from pipelines.train_state import STATE_FILE
 from pipelines.validation_clips import choose_clips
 from pipelines.validation_leak import leak_by_time
 from pipelines.validation_loss import held_out_loss
@@ -78,7 +80,7 @@ def validate(config: RunConfig, *, checkpoint: Path, identity: str, folder: Path
         What ``metrics.json`` says.
 
     Raises:
-        DataError: no held-out clips, or weights of another run.
+        DataError: no held-out clips, or weights that are damaged or of another run.
     """
     started = time.monotonic()
     device = torch.device("cuda" if config.validate.num_gpus else "cpu")
@@ -88,7 +90,9 @@ def validate(config: RunConfig, *, checkpoint: Path, identity: str, folder: Path
             "there are no held-out clips to validate on; raise validate.held_out_fraction, which "
             "takes a new training"
         )
-    step = int(read_json(checkpoint / "train_state.json")["num_steps"])
+    for name in (EMA_FILE, STATE_FILE):
+        check_sums(checkpoint, name=name)
+    step = int(read_json(checkpoint / STATE_FILE)["num_steps"])
     model = _trained_model(config, data.largest, checkpoint / EMA_FILE)
     model.network.to(device).eval()
     loss = held_out_loss(

@@ -108,6 +108,15 @@ class WatchBoard:
         self._changed: dict[int, float] = {}
         self._heard: dict[int, float] = {}
         self._spikes: list[tuple[LossSpike, str]] = []
+        self._stopped: dict[str, str] | None = None
+
+    def stop(self, failure: dict[str, str]) -> None:
+        """Take a failure of a worker that would come again; the first one counts."""
+        self._stopped = self._stopped or failure
+
+    def stopped(self) -> dict[str, str] | None:
+        """Return the failure that workers need not be started again after."""
+        return self._stopped
 
     def post(self, beat: Beat) -> None:
         """Take a worker's beat."""

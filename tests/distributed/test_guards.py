@@ -1,6 +1,7 @@
 """A worker that stands still, and a step that is not finite, in real trainings on Ray."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -94,3 +95,56 @@ def test_a_step_that_is_not_finite_can_be_looked_at_again(cil, output):
     replay = json.loads(done.stdout.splitlines()[-1])["replay"]
     assert [clip["key"] for clip in replay["outputs"]["clips"]] == written["clips"]
     assert replay["outputs"]["broken"], replay
+
+
+DAMAGED = """
+import os, sys
+from pipelines import batches, train_worker
+
+read = batches.BatchReader.batch
+
+
+def batch(self, step):
+    from cil.errors import DataError
+
+    if self._slots[0] != 0 and step == 3:  # of the second worker
+        raise DataError("shard-000001.tar is damaged: run encode again")
+    return read(self, step)
+
+
+worker = train_worker.train_worker
+
+
+def train_worker_with_damage(settings):
+    batches.BatchReader.batch = batch
+    with open(os.environ["STARTS"], "a") as file:
+        file.write("x")
+    return worker(settings)
+
+
+from pipelines import train
+
+train.train_worker = train_worker_with_damage
+from pipelines.__main__ import main
+
+main(sys.argv[1:])
+"""
+
+
+def test_damage_that_one_worker_finds_is_told_at_once_and_as_it_is(cil, output, tmp_path):
+    """Two workers; the other one waits for it in a step, so Ray ends and starts both, once."""
+    script = tmp_path / "damaged.py"
+    script.write_text(textwrap.dedent(DAMAGED))
+    _, _, _, *command = cil.stage("train", output, "--train.max-failures", "5")
+    done = subprocess.run(
+        [sys.executable, str(script), *command],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "STARTS": str(tmp_path / "starts")},
+    )
+    assert done.returncode == 1, done.stderr
+    said = " ".join(done.stderr.split())
+    assert said.endswith("shard-000001.tar is damaged: run encode again"), said
+    assert (tmp_path / "starts").read_text() == "xxxx"

@@ -5,8 +5,10 @@ import os
 
 import pytest
 
+from cil.errors import DataError
 from pipelines import best_checkpoint
 from pipelines.best_checkpoint import best_record, copy_weights, keep_if_best
+from pipelines.checkpoint_sums import check_sums, write_sums
 from pipelines.storage import remove_temporaries
 
 IDENTITY = "i" * 64
@@ -151,3 +153,27 @@ def test_without_hard_links_files_are_copied(tmp_path, monkeypatch):
     (source / "ema.safetensors").unlink()
     with pytest.raises(FileNotFoundError):
         copy_weights(source, tmp_path / "other")
+
+
+@pytest.mark.parametrize("damage", [None, "ema.safetensors", "train_state.json"])
+def test_the_hashes_stay_with_the_weights(tmp_path, folder, damage):
+    """A hard link shares its bytes with the checkpoint, so also what happens to them."""
+    checkpoint = tmp_path / "checkpoint_1"
+    (checkpoint / "state").mkdir(parents=True)
+    for name in ("ema.safetensors", "train_state.json", "state/weights.pt"):
+        (checkpoint / name).write_bytes(bytes(100))
+    write_sums(checkpoint, 0)
+    folder.mkdir()
+    record = {"identity": IDENTITY, "step": 1, "metrics": {"val_loss": 1.0}}
+    assert keep_if_best(folder, checkpoint, record, metric="val_loss")
+    best = folder / "best"
+    check_sums(best)
+    if damage is not None:
+        with (checkpoint / damage).open("r+b") as file:
+            file.seek(50)
+            file.write(b"\1")
+        with pytest.raises(DataError, match=rf"best is damaged: {damage} was written with"):
+            check_sums(best)
+    copy_weights(best, tmp_path / "again")
+    sums = [(place / "sha256" / "rank0.json").read_bytes() for place in (best, tmp_path / "again")]
+    assert sums[0] == sums[1]

@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,11 +46,15 @@ class FakeEngine:
     def zero_optimization_stage(self):
         return self.stage
 
-    def save_checkpoint(self, folder, tag):
+    def save_checkpoint(self, folder, tag, save_latest):
+        assert not save_latest, "it is written between two collective calls"
         (self._folder(folder) / tag).mkdir(parents=True)
         self.checkpoint_engine.save(
             {"weight": self.module.weight}, str(self._folder(folder) / tag / "weights.pt")
         )
+
+    def _copy_recovery_script(self, folder):
+        """DeepSpeed's rank 0 does between two collective calls."""
 
     def save(self, state_dict, path):
         torch.save(state_dict, path)
@@ -60,8 +65,6 @@ class FakeEngine:
 
     @staticmethod
     def _folder(folder):
-        from pathlib import Path
-
         return Path(folder)
 
 
@@ -113,7 +116,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     before = [shard.clone() for shard in ema.shards]
     folder = saved(tmp_path / "checkpoint", engine, ema)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["ema.safetensors", "sha256", "state", "train_state.json"]
+    assert names == ["ema.safetensors", "latest", "sha256", "state", "train_state.json"]
     fresh = ShardedEma(FakeEngine(5.0), 0.9)
     expected = replace(STATE, num_steps=0, num_clips_seen=0, epoch=None)
     state = load_checkpoint(folder, engine=engine, ema=fresh, expected=expected, rank=0)
@@ -213,6 +216,7 @@ def test_other_workers_need_the_converted_checkpoint(tmp_path):
     folder = saved(tmp_path / "checkpoint", engine, ShardedEma(engine, 0.9))
     state = json.loads((folder / "train_state.json").read_text())
     (folder / "train_state.json").write_text(json.dumps({**state, "zero_stage": 2}))
+    write_sums(folder, 0)
     divided = FakeEngine(stage=2)
     ema = ShardedEma(divided, 0.9)
     expected = replace(STATE, zero_stage=2, world_size=3)
@@ -256,6 +260,30 @@ def test_one_flipped_bit_is_found_by_one_of_the_workers(tmp_path, name, world_si
             found.append(str(error))
     assert len(found) == 1
     assert f"{folder} is damaged: {name} was written with" in found[0]
+
+
+@pytest.mark.parametrize("damage", ["bit", "state", "hashes"])
+@pytest.mark.parametrize("others", [(), ("checkpoint_1",), ("checkpoint_1", "checkpoint_3")])
+def test_damage_costs_no_other_checkpoint(tmp_path, damage, others):
+    """A message that was followed once deleted all of them."""
+    engine = FakeEngine()
+    ema = ShardedEma(engine, 0.9)
+    folder = saved(tmp_path / "checkpoint_2", engine, ema)
+    for name in others:
+        saved(tmp_path / name, engine, ema)
+    (tmp_path / "checkpoint_9").mkdir()  # no checkpoint
+    name = {"bit": "ema.safetensors", "state": "train_state.json", "hashes": "sha256/rank0.json"}
+    (folder / name[damage]).write_bytes(b"[]")
+    with pytest.raises(DataError, match="is damaged") as caught:
+        load_checkpoint(folder, engine=engine, ema=ema, expected=STATE, rank=0)
+    said = str(caught.value)
+    assert "train folder" not in said
+    if not others:
+        assert "restore it from a backup, or give another one as --checkpoint" in said
+    else:
+        assert f"There are also {', '.join(others)}: cil export takes one as --checkpoint" in said
+    newest = others == ("checkpoint_1",)
+    assert (f"To go on from checkpoint_1 instead, delete {folder} and run" in said) == newest
 
 
 def test_hashes_that_name_other_places_are_refused(tmp_path):
@@ -340,15 +368,25 @@ def test_a_later_format_is_named_whatever_is_in_it(tmp_path):
 # -- a disk that is full --------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_an_error_of_the_system_after_the_collective_call(tmp_path):
+@pytest.mark.parametrize("what", ["weights", "script"])
+def test_a_full_disk_is_an_error_of_the_system_after_the_collective_call(tmp_path, what):
     """The kernel itself says that there is no space: the file is a link to /dev/full."""
     engine = FakeEngine()
+
+    def copy_script(folder):
+        Path("/dev/full").write_text("No space left")
+
+    engine._copy_recovery_script = copy_script
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "weights.pt").symlink_to("/dev/full")
     came_to_the_end = []
 
-    def save_checkpoint_and_wait(folder, tag):
-        engine.checkpoint_engine.save({"weight": torch.rand(10000)}, f"{folder}/{tag}/weights.pt")
+    def save_checkpoint_and_wait(folder, tag, save_latest):
+        if what == "weights":
+            path = f"{folder}/{tag}/weights.pt"
+            engine.checkpoint_engine.save({"weight": torch.rand(10000)}, path)
+        else:
+            engine._copy_recovery_script(folder)
         came_to_the_end.append(True)
 
     engine.save_checkpoint = save_checkpoint_and_wait
@@ -357,6 +395,7 @@ def test_a_full_disk_is_an_error_of_the_system_after_the_collective_call(tmp_pat
         save_checkpoint(tmp_path, engine=engine, ema=ema, state=STATE, rank=0)
     assert came_to_the_end == [True]
     assert engine.checkpoint_engine.save == engine.save
+    assert engine._copy_recovery_script is copy_script
 
 
 def test_an_average_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
@@ -412,7 +451,7 @@ def test_without_zero_rank_0_writes_for_all(tmp_path):
         save_checkpoint(folder, engine=engine, ema=ema, state=STATE, rank=rank)
     written = [sorted(path.name for path in (tmp_path / rank).iterdir()) for rank in "01"]
     assert written == [
-        ["ema.safetensors", "sha256", "state", "train_state.json"],
+        ["ema.safetensors", "latest", "sha256", "state", "train_state.json"],
         ["sha256", "state"],
     ]
     for rank in (0, 1):

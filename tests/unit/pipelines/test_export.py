@@ -139,6 +139,7 @@ def make_run(encoded_run, source, folder, train, *, world_size=1, steps=(1, 2, 3
     snapshot = {
         "ray_version": "2.60.0",
         "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(results), 0, -1)),
         "latest_checkpoint_result": {**results[0], "checkpoint_dir_name": f"checkpoint_{last}"},
     }
     write_json(ray / "checkpoint_manager_snapshot.json", snapshot)
@@ -351,7 +352,7 @@ def test_a_checkpoint_without_an_average_says_what_to_do(run_of, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["average", "state", "other parameters", "other run", "snapshot", "names", "gone"]
+    "damage", ["average", "state", "other parameters", "other run", "snapshot", "names", "all gone"]
 )
 def test_damage_is_named_and_nothing_is_written(run_of, tmp_path, damage):
     run = run_of("stage2")
@@ -362,8 +363,8 @@ def test_damage_is_named_and_nothing_is_written(run_of, tmp_path, damage):
         "other parameters": "must hold the parameters that are trained; 129 are missing or too",
         "other run": "was written with other settings",
         "snapshot": "is not as Ray writes it",
-        "names": "which is no name",
-        "gone": r"checkpoint_3 is damaged \(FileNotFoundError",
+        "names": "is not as Ray writes it",
+        "all gone": r"all checkpoints that .* lists are gone \(checkpoint_1, checkpoint_2, check",
     }[damage]
     if damage == "average":
         file = checkpoint / "ema.safetensors"
@@ -380,10 +381,37 @@ def test_damage_is_named_and_nothing_is_written(run_of, tmp_path, damage):
     elif damage == "names":
         snapshot.write_text(snapshot.read_text().replace("checkpoint_2", "../checkpoint_2"))
     else:
-        shutil.rmtree(checkpoint)
+        for step in (1, 2, 3):
+            shutil.rmtree(run.ray / f"checkpoint_{step}")
     with pytest.raises(DataError, match=words):
         export_checkpoint(run.folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "state"])
+def test_a_damaged_checkpoint_leaves_the_others(run_of, tmp_path, capsys, damage):
+    """Deleting its folder is what the messages about a damaged checkpoint say."""
+    run = run_of("stage2", last=2)
+    for name in ("ema.safetensors", "train_state.json"):
+        assert (run.ray / "checkpoint_2" / name).exists()
+    if damage == "deleted":
+        shutil.rmtree(run.ray / "checkpoint_2")
+    else:
+        (run.ray / "checkpoint_2" / "train_state.json").write_text("{")
+        words = r"checkpoint_2 is damaged .* There are also checkpoint_1, checkpoint_3: cil export"
+        with pytest.raises(DataError, match=words):
+            export_checkpoint(run.folder, tmp_path / "out")
+    capsys.readouterr()
+    listed = list_checkpoints(run.folder).outputs["checkpoints"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert [each["name"] for each in listed] == ["checkpoint_1", "checkpoint_3"]
+    assert [each["last"] for each in listed] == [False, damage == "deleted"]
+    assert "checkpoint_2" in said.partition("warning: ")[2]
+    report = export_checkpoint(run.folder, tmp_path / "out", checkpoint="checkpoint_3", live=True)
+    assert report.inputs["checkpoint"] == str(run.ray / "checkpoint_3")
+    if damage == "deleted":
+        report = export_checkpoint(run.folder, tmp_path / "last", live=True)
+        assert report.inputs["checkpoint"] == str(run.ray / "checkpoint_3")
 
 
 @pytest.mark.parametrize("place", ["full", "file", "below a file"])
@@ -428,6 +456,21 @@ def test_a_run_without_checkpoints_says_so(run_of, tmp_path):
         export_checkpoint(run.folder, tmp_path / "out")
     with pytest.raises(DataError, match="has no training"):
         export_checkpoint(tmp_path / "nothing", tmp_path / "out")
+
+
+def test_a_training_of_another_identity_is_named(run_of, tmp_path):
+    run = run_of("stage2")
+    other = run.ray.with_name("train-0123456789ab")
+    run.ray.rename(other)
+    words = r"has committed no checkpoint yet.* trained train-0123456789ab \(step 3\): export that"
+    with pytest.raises(DataError, match=words):
+        export_checkpoint(run.folder, tmp_path / "out")
+    (other / "checkpoint_3" / "train_state.json").unlink()
+    with pytest.raises(DataError, match=r"train-0123456789ab \(its last step is not readable\)"):
+        export_checkpoint(run.folder, tmp_path / "out")
+    (other / "checkpoint_manager_snapshot.json").write_text("{}")
+    with pytest.raises(DataError, match=r"train.checkpoint_every steps$"):
+        export_checkpoint(run.folder, tmp_path / "out")
 
 
 # -- pickles --------------------------------------------------------------------------------------

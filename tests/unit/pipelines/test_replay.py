@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cil.errors import ConfigError
+from cil.errors import ConfigError, DataError
 from pipelines.__main__ import _main
 from pipelines.batches import BatchReader
 from pipelines.dataset import open_training_data
@@ -95,3 +95,19 @@ def test_another_run_is_refused(encoded_run, record):
         replay_step(other, str(record))
     with pytest.raises(ConfigError, match="does not exist"):
         replay_step(encoded_run.config, str(record.with_name("none.json")))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        *(("[", "is not JSON"), ("[]", "holds no fields, got list"), ("null", "holds no fields")),
+        *(("{IDENTITY}", "it must have a step"), ('{IDENTITY, "step": 2}', "it must have a step")),
+        ('{IDENTITY, "step": "2", "what": "loss"}', "got '2' and 'loss'"),
+        ('{IDENTITY, "step": -2, "what": "loss"}', "got -2 and 'loss'"),
+    ],
+)
+def test_a_damaged_record_is_named(encoded_run, record, content, words):
+    identity = json.loads(record.read_bytes())["identity"]
+    record.write_text(content.replace("IDENTITY", f'"identity": "{identity}"'))
+    with pytest.raises(DataError, match=rf"nonfinite-step-2\.json .*{words}"):
+        replay_step(encoded_run.config, str(record))

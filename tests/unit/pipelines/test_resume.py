@@ -65,8 +65,88 @@ def test_a_list_that_a_full_disk_tore_is_taken_from_its_copy(tmp_path):
     assert snapshot.read_bytes() == whole
     snapshot.write_bytes(b"")
     (folder / "last_snapshot.json").unlink()
-    with pytest.raises(DataError, match="does not list the checkpoints any more; delete"):
+    with pytest.raises(DataError, match="nothing lists the checkpoints any more"):
         last_checkpoint(folder)
+
+
+NOT_A_LIST = {
+    "missing": None,
+    "empty": {},
+    "a number": 3,
+    "latest is a number": {"latest_checkpoint_result": 5},
+    "results are a number": {"checkpoint_results": 3},
+    "results are no list": {"checkpoint_results": {}, "latest_checkpoint_result": None},
+    "a result is a number": {"checkpoint_results": [1, 2]},
+    "a result without a name": {"checkpoint_results": [{}, {}]},
+    "a name is a path": {"checkpoint_results": [{"checkpoint_dir_name": ".."}] * 2},
+    "too few indices": {"checkpoint_report_indices": [1]},
+    "indices are a number": {"checkpoint_report_indices": 1},
+    "the last one is not listed": {
+        "latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_9"}
+    },
+    "no last one": {"latest_checkpoint_result": None},
+}
+
+
+def damage_list(folder, how):
+    """Damage Ray's list; returns what it was."""
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    whole = snapshot.read_bytes()
+    change = NOT_A_LIST[how]
+    if change is None:
+        snapshot.unlink()
+    elif change == {} or not isinstance(change, dict):
+        snapshot.write_text(json.dumps(change))
+    else:
+        snapshot.write_text(json.dumps({**json.loads(whole), **change}))
+    return whole
+
+
+@pytest.mark.parametrize("how", NOT_A_LIST)
+def test_a_list_that_is_none_is_taken_from_its_copy_and_nothing_is_deleted(tmp_path, how):
+    folder = write_run(tmp_path / "run", "checkpoint_1", "checkpoint_2", latest="checkpoint_2")
+    KeepSnapshot(folder).after_report(None, [], object())
+    (folder / "checkpoint_3").mkdir()  # committed, perhaps, after the copy was made
+    whole = damage_list(folder, how)
+    assert prepare_resume(tmp_path, folder, STATE) is None
+    assert last_checkpoint(folder) == folder / "checkpoint_2"
+    assert (folder / "checkpoint_manager_snapshot.json").read_bytes() == whole
+    assert sorted(path.name for path in folder.glob("checkpoint_?")) == [
+        "checkpoint_1",
+        "checkpoint_2",
+        "checkpoint_3",
+    ]
+
+
+@pytest.mark.parametrize("copy", ["missing", "damaged"])
+@pytest.mark.parametrize("how", NOT_A_LIST)
+def test_checkpoints_that_nothing_lists_are_not_deleted(tmp_path, how, copy):
+    folder = write_run(tmp_path / "run", "checkpoint_1", "checkpoint_2")
+    damage_list(folder, how)
+    if copy == "damaged":
+        (folder / "last_snapshot.json").write_text("{}")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(DataError) as caught:
+        prepare_resume(tmp_path, folder, STATE)
+    assert "nothing lists the checkpoints any more" in str(caught.value)
+    assert "checkpoint_1, checkpoint_2 would be lost" in str(caught.value)
+    assert str(caught.value).endswith(f"or move {folder} away to start this training again")
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("torn", [None, b"", b'{"ray_ver'])
+def test_a_first_start_that_was_killed_before_its_first_commit_starts_again(tmp_path, torn):
+    """The files of the first checkpoint are in place, Ray was about to note it."""
+    folder = tmp_path / "run"
+    assert prepare_resume(tmp_path, folder, STATE) is None
+    write_run(tmp_path / "other", "checkpoint_1")
+    (tmp_path / "other" / "checkpoint_1").rename(folder / "checkpoint_1")
+    if torn is not None:
+        (folder / "checkpoint_manager_snapshot.json").write_bytes(torn)
+    for _ in range(2):
+        assert prepare_resume(tmp_path, folder, STATE) is None
+        assert [path.name for path in folder.iterdir()] == ["last_snapshot.json"]
+    assert last_checkpoint(folder) is None
 
 
 def test_what_was_not_committed_is_deleted(tmp_path):
@@ -79,7 +159,7 @@ def test_what_was_not_committed_is_deleted(tmp_path):
     ]
     (tmp_path / "never" / "checkpoint_1").mkdir(parents=True)
     assert prepare_resume(tmp_path, tmp_path / "never", STATE) is None
-    assert list((tmp_path / "never").iterdir()) == []
+    assert list((tmp_path / "never").glob("checkpoint_*")) == []
 
 
 def test_a_deleted_checkpoint_leads_to_the_one_before(tmp_path):
@@ -112,6 +192,10 @@ def test_a_damaged_checkpoint_says_how_to_go_on_from_the_one_before(tmp_path, da
         f"To go on from checkpoint_1 instead, delete {folder / 'checkpoint_2'} and run the same "
         "command again"
     )
+    assert "There are also checkpoint_1: cil export takes one as --checkpoint NAME" in str(
+        caught.value
+    )
+    assert "train folder" not in str(caught.value)
 
 
 # -- before anything is started -------------------------------------------------------------------
@@ -256,6 +340,56 @@ def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(writer, tmp_
     problem = writer.write(STATE)
     assert "worker 0: [Errno 28] No space left on device: 'half'; it needs 0.0 MiB" in problem
     assert list(tmp_path.iterdir()) == []
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+from pipelines import checkpoint_writer
+from pipelines.train_state import TrainState
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+)
+
+def save(folder, **_):
+    torch.distributed.all_reduce(torch.ones(1))
+    torch.distributed.barrier()
+
+checkpoint_writer.checkpoint_bytes = lambda *_: 1000
+checkpoint_writer.save_checkpoint = save
+writer = checkpoint_writer.CheckpointWriter(folder / "train", engine=None, ema=None, rank=rank)
+print(writer.write(TrainState(num_steps=7)), flush=True)
+"""
+
+
+def test_all_workers_stop_if_one_cannot_make_its_folder(tmp_path):
+    """Two real ranks; a plain file is in the place of the folder of one."""
+    (tmp_path / "train").mkdir()
+    in_the_way = tmp_path / "train" / ".checkpoint-rank1.tmp"
+    in_the_way.touch()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path), str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert said[0] == said[1]
+    assert "the checkpoint of step 7 cannot be written to" in said[0]
+    assert f"worker 1: [Errno 20] Not a directory: '{in_the_way / 'state'}'" in said[0]
+    assert [path.name for path in (tmp_path / "train").iterdir()] == [in_the_way.name]
 
 
 def test_a_folder_that_a_worker_does_not_see_is_named(tmp_path):

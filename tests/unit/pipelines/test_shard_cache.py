@@ -141,6 +141,23 @@ def test_a_file_of_another_size_is_downloaded_again(tmp_path, downloads):
     assert downloads.numbers == [1, 1]
 
 
+def test_a_file_that_is_not_whole_is_downloaded_again(tmp_path, downloads):
+    cache = ShardCache(tmp_path)
+    use(cache, downloads, 1)
+    (path,) = tmp_path.glob("*.tar")
+    path.write_bytes(bytes(SIZE))
+
+    def is_whole(file):
+        found = file.read() == content(1)
+        file.seek(0)
+        return found
+
+    for _ in range(2):
+        with cache.open(entry(1), downloads.of(1), is_whole) as file:
+            assert file.read() == content(1)
+    assert downloads.numbers == [1, 1]
+
+
 @pytest.mark.parametrize("sha256", ["../../etc/passwd", "", "A" * 64, "a" * 63, None])
 def test_what_the_manifest_states_is_no_path(tmp_path, downloads, sha256):
     with pytest.raises((DataError, TypeError)):

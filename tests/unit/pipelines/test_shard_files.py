@@ -25,6 +25,13 @@ def hashed(monkeypatch):
     """Names of the files that are hashed."""
     names = []
     real = shard_files.sha256_of_file
+    real_of_cache = shard_files._sha256_of
+
+    def sha256_of(file):
+        names.append("cached")
+        return real_of_cache(file)
+
+    monkeypatch.setattr(shard_files, "_sha256_of", sha256_of)
 
     def sha256_of_file(path):
         names.append(path.name)
@@ -236,9 +243,34 @@ def test_remote_shards_pass_through_a_bounded_cache(remote, small_shards, tmp_pa
             assert cached(cache) <= 2
     assert files.num_open == 2
     assert len(hashed) == 12  # each download once
-    # what is there needs no bucket, and is not hashed again
-    check_clips(read(url, cache, cache_gib=2.5 * size / GIB)[0], small_shards, [11])
+    # what is there needs no bucket, and another process hashes it once, or trusts the first one
+    again = {"cache_gib": 2.5 * size / GIB}
+    check_clips(read(url, cache, verify="remember", **again)[0], small_shards, [11])
     assert len(hashed) == 12
+    other, _ = read(url, cache, max_open_shards=1, **again)
+    check_clips(other, small_shards, [11, 9, 11, 9])
+    assert hashed[12:] == ["cached", "cached"]
+
+
+def test_a_flipped_bit_in_the_cache_is_downloaded_again(remote, s3, small_shards, tmp_path, hashed):
+    url, _ = remote
+    cache = tmp_path / "cache"
+    check_clips(read(url, cache)[0], small_shards, [0])
+    (path,) = (cache / "shards").glob("*.tar")
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    hashed.clear()
+    check_clips(read(url, cache)[0], small_shards, [0, 1])
+    assert path.read_bytes() == whole
+    assert len(hashed) == 3  # as it was found, once more under the lock, and as it arrived
+    # the bucket has the same damage
+    path.write_bytes(damaged)
+    s3.put("set/shards/shard-000000.tar", bytes(damaged))
+    with pytest.raises(DataError, match=r"set/shards/shard-000000\.tar is damaged: its sha256"):
+        read(url, cache)[0].clip(0)
+    assert cached(cache) == 0
 
 
 def test_workers_share_the_room(remote, small_shards, tmp_path):

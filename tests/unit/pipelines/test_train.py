@@ -1,16 +1,21 @@
 import dataclasses
 import json
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cil.errors import ConfigError, DataError, StageError
-from pipelines import train, train_worker
+from pipelines import train, train_outcome, train_worker
 from pipelines.report import RunReport
 from pipelines.shard_reader import ShardReader
 from pipelines.shards import tar_name
 from pipelines.train import train_identity
+from pipelines.train_outcome import check_outcome, failed_training
+from pipelines.watch import WatchBoard
 
 
 def change(config, **sections):
@@ -221,7 +226,8 @@ def test_a_fault_of_the_data_set_leaves_the_checkpoint_alone(config, tmp_path, f
     (checkpoint / "train_state.json").write_text(json.dumps(state))
     latest = {"checkpoint_dir_name": "checkpoint_1"}
     snapshot = run_folder / "checkpoint_manager_snapshot.json"
-    snapshot.write_text(json.dumps({"latest_checkpoint_result": latest}))
+    listed = {"checkpoint_results": [latest], "checkpoint_report_indices": [0]}
+    snapshot.write_text(json.dumps({**listed, "latest_checkpoint_result": latest}))
     before = {path: path.read_bytes() for path in run_folder.rglob("*.json")}
     shard = tmp_path / "run" / "dataset" / tar_name("shard-000001")
     words = "encoder_hash .* is x{64} there and"
@@ -255,19 +261,73 @@ def test_a_report_of_another_training_is_not_taken_for_this_one(config, tmp_path
     assert len(ShardReader(tmp_path / "run" / "dataset")) == 5
 
 
-@pytest.mark.parametrize("content", ["{}", "[]"])
-def test_a_damaged_report_of_before_is_named(config, tmp_path, content):
+def test_a_training_that_begins_again_beside_another_says_so(tmp_path, capsys):
+    ray = tmp_path / "train" / "ray"
+    latest = {"checkpoint_dir_name": "checkpoint_1"}
+    listed = {"checkpoint_results": [latest], "checkpoint_report_indices": [0]}
+    for name, steps in (("train-old", 600), ("train-new", 2)):
+        (ray / name / "checkpoint_1").mkdir(parents=True)
+        state = {"format_version": 2, "num_steps": steps}
+        (ray / name / "checkpoint_1" / "train_state.json").write_text(json.dumps(state))
+    (ray / "train-new" / "checkpoint_1").rename(tmp_path / "new")
+    (ray / "train-killed").mkdir()
+    snapshot = json.dumps({**listed, "latest_checkpoint_result": latest})
+    (ray / "train-old" / "checkpoint_manager_snapshot.json").write_text(snapshot)
+    train._say_what_is_not_gone_on_from(ray / "train-new")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train: beginning at step 0 as train-new; other settings" in said
+    assert "trained train-old (step 600) here, which stays" in said
+    train._say_what_is_not_gone_on_from(ray / "train-old")
+    (tmp_path / "new").rename(ray / "train-new" / "checkpoint_1")
+    (ray / "train-new" / "checkpoint_manager_snapshot.json").write_text(snapshot)
+    train._say_what_is_not_gone_on_from(ray / "train-new")
+    assert capsys.readouterr().err == ""
+
+
+OWN = {"identity": "own"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({}, [], None, 3, "report", {"inputs": {}}, {"inputs": 3}, {"inputs": OWN}),
+        {"inputs": OWN, "outputs": []},
+        {"inputs": OWN, "outputs": {"mlflow_run_id": "r", "model_sha256": "h"}},
+        {"inputs": OWN, "outputs": {"mlflow_run_id": "r", "model_sha256": "h"}, "more": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_report_is_named(config, tmp_path, content):
+    manifest = train.open_training_data(config).manifest
+    identity = train_identity(config, manifest.fingerprint)
     folder = tmp_path / "run" / "train"
     folder.mkdir()
-    (folder / "report.json").write_text(content)
-    with pytest.raises(DataError, match=r"report\.json is damaged: stage is missing"):
+    text = json.dumps(content).replace('"own"', json.dumps(identity))
+    (folder / "report.json").write_text(text)
+    words = r"train/report\.json is damaged: .* is missing or of another type; delete it"
+    with pytest.raises(DataError, match=words):
         run_without_ray(config)
 
 
 # -- guards ---------------------------------------------------------------------------------------
 
 
-def test_a_gpu_without_memory_is_told_what_helps(encoded_run, monkeypatch):
+@pytest.fixture
+def board(monkeypatch):
+    """A board that is called as an actor is."""
+    board = WatchBoard()
+
+    class Method:
+        def __init__(self, method):
+            self.remote = method
+
+    monkeypatch.setattr("ray.get", lambda answer, timeout: answer)
+    return SimpleNamespace(stop=Method(board.stop), stopped=Method(board.stopped))
+
+
+def test_a_gpu_without_memory_is_told_what_helps_and_not_started_again(
+    encoded_run, monkeypatch, board
+):
     closed = []
 
     def train_it(settings, resources):
@@ -275,22 +335,72 @@ def test_a_gpu_without_memory_is_told_what_helps(encoded_run, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
     monkeypatch.setattr(train_worker, "_train", train_it)
-    settings = {"config": dataclasses.asdict(encoded_run.config)}
+    settings = {"config": dataclasses.asdict(encoded_run.config), "watch": board}
     with pytest.raises(StageError, match="too little memory: CUDA out of memory; ") as caught:
         train_worker.train_worker(settings)
     assert str(caught.value).count(" saves about ") == 3
     # of a network so small, the buckets of communication are the most
     assert "by itself: train.communication_elements 50000000 saves about" in str(caught.value)
     assert closed == ["batches"]
+    again = train_worker.train_worker(settings)
+    assert again == {"failed": {"kind": "StageError", "message": str(caught.value)}}
+    assert closed == ["batches"]
 
 
-def test_other_errors_of_a_worker_are_left_as_they_are(monkeypatch):
+def test_damaged_data_is_read_once(monkeypatch, board, tmp_path):
+    errors = [DataError("shard-000001.tar is damaged"), DataError("another")]
+    calls = []
+
     def train_it(settings, resources):
-        raise RuntimeError("something else")
+        calls.append(1)
+        raise errors[len(calls) - 1]
 
     monkeypatch.setattr(train_worker, "_train", train_it)
-    with pytest.raises(RuntimeError, match="something else"):
-        train_worker.train_worker({})
+    with pytest.raises(DataError, match="shard-000001"):
+        train_worker.train_worker({"watch": board})
+    failure = {"kind": "DataError", "message": "shard-000001.tar is damaged"}
+    assert train_worker.train_worker({"watch": board}) == {"failed": failure}
+    assert len(calls) == 1
+    with pytest.raises(DataError, match=r"^shard-000001.tar is damaged$"):
+        check_outcome({"failed": failure}, tmp_path, "i" * 64)
+    with pytest.raises(StageError, match=r"^too little memory$"):
+        check_outcome(
+            {"failed": {"kind": "StageError", "message": "too little memory"}}, tmp_path, "i" * 64
+        )
+
+
+def test_the_worker_that_says_what_to_do_is_quoted():
+    """Where one fails, the others lose their connection to it, and may be told first."""
+    lost, damaged = RuntimeError("Connection closed by peer"), DataError("shard-1.tar is damaged")
+    failed = failed_training(WorkerGroupError("", {0: lost, 1: damaged}))
+    assert (type(failed), str(failed)) == (DataError, "shard-1.tar is damaged")
+    failed = failed_training(WorkerGroupError("", {0: lost}))
+    assert type(failed) is StageError
+    assert str(failed).startswith("training failed on worker 0: RuntimeError: Connection closed")
+    failed = failed_training(WorkerGroupError("", {0: ConfigError("too few clips")}))
+    assert (type(failed), str(failed)) == (StageError, "too few clips")
+
+
+def test_a_lost_board_ends_no_training(monkeypatch, board):
+    def lose(answer, timeout):
+        raise ActorDiedError
+
+    monkeypatch.setattr("ray.get", lose)
+    monkeypatch.setattr(train_worker, "_train", lambda settings, resources: {})
+    assert train_worker.train_worker({"watch": board}) == {}
+
+
+@pytest.mark.parametrize("what", ["another error", "a store out of reach"])
+def test_other_errors_of_a_worker_are_left_as_they_are(monkeypatch, board, what):
+    def train_it(settings, resources):
+        if what == "another error":
+            raise RuntimeError("something else")
+        raise DataError("something else") from OSError("timed out")
+
+    monkeypatch.setattr(train_worker, "_train", train_it)
+    for _ in range(2):
+        with pytest.raises((RuntimeError, DataError), match="something else"):
+            train_worker.train_worker({"watch": board})
 
 
 def test_a_step_that_is_not_finite_is_written_down_with_its_replay(tmp_path):
@@ -299,7 +409,7 @@ def test_a_step_that_is_not_finite_is_written_down_with_its_replay(tmp_path):
     folder = tmp_path / "a run" / "train"
     folder.mkdir(parents=True)
     record = {"step": 12, "what": "loss", "value": "nan", "seed": 3, "clips": ["k1", "k2"]}
-    path = train._write_nonfinite(folder, "i" * 64, record)
+    path = train_outcome._write_nonfinite(folder, "i" * 64, record)
     assert path == folder / "nonfinite-step-12.json"
     written = json.loads(path.read_text())
     replay, resume = shlex.split(written.pop("replay")), shlex.split(written.pop("resume"))

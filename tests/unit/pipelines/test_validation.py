@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from functools import partial
 
 import av
 import numpy as np
@@ -15,8 +17,11 @@ from cil.errors import DataError
 from cil.generate import generate
 from cil.metrics.motion import motion_score
 from cil.rng import Stream, normal, uniform
+from pipelines.checkpoint_sums import write_sums
+from pipelines.config import dataset_of
 from pipelines.dataset import open_dataset, open_training_data
 from pipelines.held_out import is_held_out
+from pipelines.validate_command import run_command
 from pipelines.validation import read_history, step_folder, validate
 from pipelines.validation_clips import choose_clips, sample_id
 from pipelines.validation_leak import TIMES, leak_by_time
@@ -340,3 +345,22 @@ def test_weights_of_another_run_are_refused(config, tmp_path):
     with pytest.raises(DataError, match="must hold the parameters that are trained"):
         validate(config, checkpoint=tmp_path, identity="i", folder=tmp_path / "step")
     assert not (tmp_path / "step").exists()
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "train_state.json"])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_damaged_weights_give_no_numbers(config, checkpoint, tmp_path, name, by_hand):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    write_sums(damaged, 0)
+    content = bytearray((damaged / name).read_bytes())
+    content[-2] ^= 1
+    (damaged / name).write_bytes(content)
+    output = dataclasses.replace(config.output, dir=str(tmp_path), dataset=str(dataset_of(config)))
+    own = dataclasses.replace(config, output=output)
+    numbers = partial(validate, own, checkpoint=damaged, identity="i" * 64, folder=tmp_path / "to")
+    if by_hand:
+        numbers = partial(run_command, own, checkpoint=str(damaged))
+    with pytest.raises(DataError, match=rf"damaged is damaged: {name} was written with the sha256"):
+        numbers()
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]

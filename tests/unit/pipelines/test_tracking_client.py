@@ -7,6 +7,9 @@ import sqlalchemy.exc
 from cil.errors import StageError
 from pipelines.tracking.client import explained, reason_of, sent
 
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
 TOO_LONG = sqlalchemy.exc.DataError(
     "UPDATE model_versions\nSET description=%(d)s",
     {"d": "secret text"},

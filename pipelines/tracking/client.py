@@ -55,7 +55,7 @@ def explained(doing: str, uri: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Say in one line, without secrets, what is wrong by an error of MLflow or of its database.
+    """Return the line that says what is wrong of an error of MLflow or its database, no secrets.
 
     SQLAlchemy may say first that a query has written what was waiting, and after the reason it
     repeats the statement with all of its values.
@@ -64,7 +64,7 @@ def reason_of(error: Exception) -> str:
     for start in _STATEMENT:
         text = text.partition(start)[0]
     lines = [line.strip() for line in text.splitlines() if _NOISE not in line]
-    return shortened(" ".join(line for line in lines if line)) or type(error).__name__
+    return shortened(next((line for line in lines if line), type(error).__name__))
 
 
 def tracking_errors() -> tuple[type[Exception], ...]:

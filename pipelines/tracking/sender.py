@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import redact_uri
-from pipelines.tracking.client import client_of, tracking_errors
+from pipelines.tracking.client import client_of, reason_of, tracking_errors
 from pipelines.tracking.metrics import send_missing_rows, send_rows
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class MetricsSender:
                 send_rows(client, self._run_id, rows)
         except tracking_errors() as error:
             if not self.is_away:
-                reason = redact_uri(str(error).partition("\n")[0])
+                reason = reason_of(error)
                 _log.warning("metrics kept for later, MLflow at %s failed: %s", shown, reason)
             self._behind = True
             self._failures += 1

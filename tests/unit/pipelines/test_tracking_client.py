@@ -7,6 +7,9 @@ import sqlalchemy.exc
 from cil.errors import StageError
 from pipelines.tracking.client import explained, reason_of, sent
 
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
 TOO_LONG = sqlalchemy.exc.DataError(
     "UPDATE model_versions\nSET description=%(d)s",
     {"d": "secret text"},
@@ -29,9 +32,9 @@ def test_the_reason_is_told_and_not_the_statement(prefix):
     assert "autoflush" not in str(raised.value)
 
 
-def test_a_reason_of_several_lines_is_one_line_without_secrets():
+def test_a_reason_of_several_lines_is_its_first_line_without_secrets():
     error = ValueError("cannot reach postgresql://me:hunter2@db/x\n\n\tIs the server running?\n")
-    assert reason_of(error) == "cannot reach postgresql://me:***@db/x Is the server running?"
+    assert reason_of(error) == "cannot reach postgresql://me:***@db/x"
     assert len(reason_of(ValueError("x" * 9000))) < 400
     assert reason_of(ValueError()) == "ValueError"
 

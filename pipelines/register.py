@@ -27,7 +27,6 @@ from pipelines.report import RunReport, Stopwatch
 from pipelines.shard_reader import ShardReader
 from pipelines.storage import (
     hash_of_folder,
-    read_json,
     replace_folder,
     sha256_of_file,
     temporary_beside,
@@ -84,10 +83,11 @@ def run(
     identity = in_registry if into_registry else unregistered
     done = folder / "report.json"
     enough = {identity, in_registry}
-    if done.exists() and read_json(done)["inputs"]["identity"] in enough:
-        report = RunReport.load(done)
-        if hash_of_folder(folder / "model") == report.outputs["model_sha256"]:
-            return RunReport(**{**asdict(report), "reused": True, "seconds": watch.seconds()})
+    before = RunReport.load(done) if done.exists() else None
+    if before is not None and before.inputs.get("identity") in enough:
+        whole = hash_of_folder(folder / "model") == before.outputs.get("model_sha256")
+        if whole:
+            return RunReport(**{**asdict(before), "reused": True, "seconds": watch.seconds()})
     write_atomic(folder / "config.yaml", config_to_yaml(config).encode())
     model = folder / "model"
     _assemble(config, output / TRAIN_FOLDER / "model", statistics, model)

@@ -40,6 +40,7 @@ from pipelines.tracking.versions import (
     ModelVersion,
     aliased,
     history,
+    judge_version,
     tag_version,
     version_of,
     versions_of,
@@ -197,7 +198,7 @@ def _judged(night: Night, challenger: ModelVersion, session: ExitStack, *, debug
     _keep(night, challenger, decision, evidence)
     state = _PASSED if decision.passed else _REFUSED
     tags = {"gate_reason": decision.reason, "gate_against": decision.against or "none"}
-    tag_version(config, challenger.version, {**tags, GATE_TAG: state})
+    judge_version(config, challenger, {**tags, GATE_TAG: state})
 
 
 def _arm(name: str, folder: Path) -> Arm:

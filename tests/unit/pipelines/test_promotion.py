@@ -114,6 +114,8 @@ class Killed(BaseException):
     pass
 
 
+SOME = [pytest.param(n, marks=() if n in (2, 3) else pytest.mark.slow) for n in range(6)]
+"""The steps beside the champion's own alias; each takes a second."""
 STEPS = ("begin_move", "move_alias", "remove_alias", "judge_version", "add_history", "end_move")
 
 
@@ -162,7 +164,7 @@ def test_a_killed_rollback_leaves_a_champion_and_is_completed(config, monkeypatc
     assert len(lines(config)) == 4
 
 
-@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("count", SOME)
 def test_a_rollback_after_a_killed_promotion_leaves_the_champion_that_is_there(
     config, monkeypatch, count
 ):
@@ -184,7 +186,7 @@ def test_a_rollback_after_a_killed_promotion_leaves_the_champion_that_is_there(
     assert moves.move_under_way(config) is None
 
 
-@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("count", SOME)
 def test_a_promotion_after_a_killed_rollback_knows_what_was_done(config, monkeypatch, count):
     promote(config, "1", reason="x")
     promote(config, "2", reason="x")

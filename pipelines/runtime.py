@@ -48,7 +48,7 @@ def ray_session(config: ClusterConfig, *, debug: bool = False) -> Iterator[None]
     try:
         with quiet_start(debug=debug):
             ray.init(
-                address=address,
+                address=address or "local",  # None would join what `ray start` left on this machine
                 num_cpus=None if address else config.num_cpus,
                 dashboard_host=None if address else "127.0.0.1",
                 log_to_driver=debug,

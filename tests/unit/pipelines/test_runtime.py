@@ -136,7 +136,7 @@ def test_a_session_is_closed_also_after_an_error(ray):
     with pytest.raises(RuntimeError, match="inside"), ray_session(ClusterConfig(num_cpus=3)):
         raise RuntimeError("inside")
     settings, end = calls
-    assert (settings["num_cpus"], settings["address"]) == (3, None)
+    assert (settings["num_cpus"], settings["address"]) == (3, "local")
     assert end == "shutdown"
 
 
@@ -178,3 +178,18 @@ def test_what_the_driver_has_set_goes_to_gpu_workers(monkeypatch):
     assert worker_environment(use_gpu=True)["NCCL_DEBUG"] == "INFO"
     monkeypatch.delenv("NCCL_DEBUG")
     assert worker_environment(use_gpu=True)["NCCL_DEBUG"] == "WARN"
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "joined"),
+    [(None, None, "local"), (None, "10.0.0.1:6379", "10.0.0.1:6379"), ("auto", "x:1", "auto")],
+)
+def test_only_a_cluster_that_is_named_is_joined(ray, monkeypatch, setting, variable, joined):
+    """Ray itself would join whatever `ray start` has left on the machine."""
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with ray_session(ClusterConfig(address=setting, num_cpus=3)):
+        pass
+    started, ended = ray[1]
+    assert (started["address"], ended) == (joined, "shutdown")
+    assert started["num_cpus"] == (3 if joined == "local" else None)
